@@ -1,0 +1,124 @@
+// Scores of additive attention and their gradient, without the (B, T, N, A) tensor.
+//
+// With Q = exp(2 query), K = exp(2 key) and u = 1 / (1 + Q K):  tanh(query + key) = 1 - 2u, its derivative 4u(1 - u).
+// The inner loops so have one division and no exponential. Rows are padded to a multiple of LANES channels; a padded
+// channel has score 0.
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+namespace {
+
+constexpr int LANES = 8;
+typedef float Vec __attribute__((vector_size(LANES * sizeof(float)), aligned(4)));
+// Four vectors of gradients stay in registers, and a token's share of K and of its gradient in the first cache.
+constexpr int BLOCK = 4;
+
+template <typename Task>
+void parallel(int64_t count, int threads, Task task) {
+    std::atomic<int64_t> next{0};
+    auto work = [&] {
+        for (int64_t i; (i = next.fetch_add(1)) < count;) task(i);
+    };
+    std::vector<std::thread> team;
+    for (int i = 1; i < std::min<int64_t>(threads, count); ++i) team.emplace_back(work);
+    work();
+    for (auto& member : team) member.join();
+}
+
+inline float sum(Vec v) {
+    float total = 0;
+    for (int i = 0; i < LANES; ++i) total += v[i];
+    return total;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Q (B, T, A), K (B, N, A), score (A,), start and stop (B, T) -> scores (B, T, N), `outside` where not in [start, stop).
+void additive_scores_forward(const float* Q, const float* K, const float* score, const int64_t* start,
+                             const int64_t* stop, float* scores, int64_t B, int64_t T, int64_t N, int64_t A,
+                             float outside, int threads) {
+    float total = 0;
+    for (int64_t a = 0; a < A; ++a) total += score[a];
+    constexpr int64_t ROWS = 16;
+    const int64_t tiles = (T + ROWS - 1) / ROWS;
+    parallel(B * tiles, threads, [&](int64_t tile) {
+        const int64_t b = tile / tiles, first = tile % tiles * ROWS;
+        for (int64_t t = first; t < std::min(T, first + ROWS); ++t) {
+            const int64_t row = b * T + t;
+            const float* q = Q + row * A;
+            float* e = scores + row * N;
+            const int64_t from = start ? std::clamp<int64_t>(start[row], 0, N) : 0;
+            const int64_t to = stop ? std::clamp<int64_t>(stop[row], from, N) : N;
+            std::fill(e, e + from, outside);
+            std::fill(e + to, e + N, outside);
+            for (int64_t n = from; n < to; ++n) {
+                const float* k = K + (b * N + n) * A;
+                Vec left = {}, right = {};
+                int64_t a = 0;
+                for (; a + 2 * LANES <= A; a += 2 * LANES) {
+                    left += *(const Vec*)(score + a) / (1 + *(const Vec*)(q + a) * *(const Vec*)(k + a));
+                    const int64_t c = a + LANES;
+                    right += *(const Vec*)(score + c) / (1 + *(const Vec*)(q + c) * *(const Vec*)(k + c));
+                }
+                if (a < A) left += *(const Vec*)(score + a) / (1 + *(const Vec*)(q + a) * *(const Vec*)(k + a));
+                e[n] = total - 2 * sum(left + right);
+            }
+        }
+    });
+}
+
+// Gradients of query (B, T, A), of key (B, N, A), of score per item (B, A), from that of the scores (B, T, N).
+void additive_scores_backward(const float* Q, const float* K, const float* score, const int64_t* start,
+                              const int64_t* stop, const float* grad, float* grad_query, float* grad_key,
+                              float* grad_score, int64_t B, int64_t T, int64_t N, int64_t A, int threads) {
+    const int64_t vectors = A / LANES, blocks = (vectors + BLOCK - 1) / BLOCK;
+    parallel(B * blocks, threads, [&](int64_t tile) {
+        const int64_t b = tile / blocks, first = tile % blocks * BLOCK;
+        const int width = (int)std::min<int64_t>(BLOCK, vectors - first);
+        // K and its gradient lie together here, whole blocks, so that the loop over channels has a constant length.
+        std::vector<float> keys(N * BLOCK * LANES, 0.f), grads(N * BLOCK * LANES, 0.f);
+        for (int64_t n = 0; n < N; ++n)
+            std::memcpy(&keys[n * BLOCK * LANES], K + (b * N + n) * A + first * LANES, width * LANES * sizeof(float));
+        Vec weight[BLOCK] = {}, slope_sum[BLOCK] = {};
+        for (int j = 0; j < width; ++j) weight[j] = *(const Vec*)(score + (first + j) * LANES);
+        float grad_sum = 0;
+        for (int64_t t = 0; t < T; ++t) {
+            const int64_t row = b * T + t;
+            const int64_t from = start ? std::clamp<int64_t>(start[row], 0, N) : 0;
+            const int64_t to = stop ? std::clamp<int64_t>(stop[row], from, N) : N;
+            Vec q[BLOCK] = {}, dq[BLOCK] = {}, du[BLOCK] = {};
+            for (int j = 0; j < width; ++j) q[j] = *(const Vec*)(Q + row * A + (first + j) * LANES);
+            for (int64_t n = from; n < to; ++n) {
+                const float g = grad[row * N + n];
+                const Vec* k = (const Vec*)&keys[n * BLOCK * LANES];
+                Vec* dk = (Vec*)&grads[n * BLOCK * LANES];
+                grad_sum += g;
+                for (int j = 0; j < BLOCK; ++j) {
+                    const Vec u = 1 / (1 + q[j] * k[j]);
+                    const Vec gu = g * u;
+                    const Vec d = gu - gu * u;
+                    dq[j] += d;
+                    dk[j] += d;
+                    du[j] += gu;
+                }
+            }
+            for (int j = 0; j < width; ++j) {
+                *(Vec*)(grad_query + row * A + (first + j) * LANES) = 4 * weight[j] * dq[j];
+                slope_sum[j] += du[j];
+            }
+        }
+        for (int64_t n = 0; n < N; ++n)
+            for (int j = 0; j < width; ++j)
+                *(Vec*)(grad_key + (b * N + n) * A + (first + j) * LANES) =
+                    4 * weight[j] * *(Vec*)&grads[(n * BLOCK + j) * LANES];
+        for (int j = 0; j < width; ++j)
+            *(Vec*)(grad_score + b * A + (first + j) * LANES) = grad_sum - 2 * slope_sum[j];
+    });
+}
+}
