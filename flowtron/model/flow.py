@@ -1,0 +1,307 @@
+"""One step of flow: an autoregressive affine coupling of mel frames, and its reversal in time.
+
+Letters: B batch, T_mel frames, T_text tokens, D mel channels, C channels of the encoded text, H hidden channels.
+Inside the flows frames come before channels: (B, T_mel, D).
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from flowtron.model.attention import AdditiveAttention, Attended, LocationGate
+from flowtron.model.encoder import length_mask
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step of flow is conditioned on.
+
+    encoded: (B, T_text, C) encoded text with the speaker. token_mask: (B, T_text), true at tokens.
+    mel_lengths: (B,) valid frames. attention_prior: (B, T_mel, T_text). attention: (B, T_mel, T_text) to use in place
+    of computed weights. temperature: divides attention energies.
+    """
+
+    encoded: Tensor
+    token_mask: Tensor
+    mel_lengths: Tensor
+    attention_prior: Tensor | None = None
+    attention: Tensor | None = None
+    temperature: float = 1.0
+
+
+class State(NamedTuple):
+    """Recurrent state of a conditioner: the two LSTMs', and (cumulative, previous) attention (B, T_text) each."""
+
+    attention_lstm: tuple[Tensor, Tensor] | None = None
+    lstm: tuple[Tensor, Tensor] | None = None
+    location: tuple[Tensor, Tensor] | None = None
+
+
+class Conditioning(NamedTuple):
+    """What the conditioner says of T frames.
+
+    log_scale, shift: (B, T, D). attention, attention_logprob: (B, T, T_text). gate_logits: (B, T) or None.
+    """
+
+    log_scale: Tensor
+    shift: Tensor
+    attention: Tensor
+    attention_logprob: Tensor
+    gate_logits: Tensor | None
+
+
+class FlowAux(NamedTuple):
+    """What a step of flow hands back beside its result.
+
+    log_scale: (B, T_mel, D), zero at padding (None from `inverse`). attention, attention_logprob:
+    (B, T_mel, T_text), in natural order of time. gate_logits: (B, T_mel) in the order of processing, so that the stop
+    is always at the last processed frame. lengths: (B,) valid frames.
+    """
+
+    log_scale: Tensor | None
+    attention: Tensor
+    attention_logprob: Tensor
+    gate_logits: Tensor | None
+    lengths: Tensor
+
+
+class Conditioner(nn.Module):
+    """(log_scale_t, shift_t) = NN(x_{<t}, text, speaker): attention LSTM, attention, decoder LSTM, dense layers.
+
+    Source: Valle et al. 2020, fig. 1 and section 3; the gate reads what the decoder LSTM reads.
+    """
+
+    def __init__(
+        self,
+        n_mels: int,
+        encoded_dim: int,
+        hidden: int,
+        attention_dim: int,
+        n_lstm_layers: int,
+        has_gate: bool = False,
+        location_sensitive: bool = False,
+        original_padding: bool = False,
+    ) -> None:
+        super().__init__()
+        self.attention_lstm = nn.LSTM(n_mels, hidden, batch_first=True)
+        self.attention = AdditiveAttention(hidden, encoded_dim, attention_dim)
+        self.location = LocationGate(encoded_dim, original_padding) if location_sensitive else None
+        self.lstm = nn.LSTM(hidden + attention_dim, hidden, n_lstm_layers, batch_first=True)
+        self.dense = nn.ModuleList([nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)])
+        self.output = nn.Linear(hidden, 2 * n_mels)
+        self.gate = nn.Linear(hidden + attention_dim, 1) if has_gate else None
+        for layer in self.dense:
+            nn.init.xavier_uniform_(layer.weight, gain=nn.init.calculate_gain("tanh"))
+        # Zero output means log_scale = shift = 0: an untrained flow is the identity.
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+        if self.gate is not None:
+            nn.init.xavier_uniform_(self.gate.weight, gain=nn.init.calculate_gain("sigmoid"))
+
+    def memory(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """Project encoded text (B, T_text, C) to keys and values (B, T_text, A), once for all frames."""
+        return self.attention.key(encoded), self.attention.value(encoded)
+
+    def _attend_by_location(
+        self, hidden: Tensor, values: Tensor, context: Context, location: tuple[Tensor, Tensor]
+    ) -> tuple[Attended, tuple[Tensor, Tensor]]:
+        assert self.location is not None
+        cumulative, previous = location
+        frames = []
+        for t in range(hidden.shape[1]):
+            gate = self.location(cumulative, previous, context.token_mask)
+            attended = self.attention(
+                hidden[:, t : t + 1],
+                self.attention.key(context.encoded * gate),
+                values,
+                context.token_mask,
+                None if context.attention_prior is None else context.attention_prior[:, t : t + 1],
+                context.temperature,
+                None if context.attention is None else context.attention[:, t : t + 1],
+            )
+            previous = attended.attention[:, 0].to(hidden.dtype)
+            cumulative = cumulative + previous
+            frames.append(attended)
+        return Attended(*(torch.cat(parts, 1) for parts in zip(*frames))), (cumulative, previous)
+
+    def forward(
+        self,
+        previous: Tensor,
+        memory: tuple[Tensor, Tensor],
+        context: Context,
+        state: State | None = None,
+    ) -> tuple[Conditioning, State]:
+        """Condition T frames on the T frames before each of them.
+
+        Args:
+            previous: (B, T, D), frame t − 1 at position t.
+            memory: keys and values of the text, from `memory`.
+            context: its prior and given attention are those of the same T frames.
+            state: where the last call ended; None at the first frame.
+        """
+        state = state or State()
+        hidden, attention_state = self.attention_lstm(previous, state.attention_lstm)
+        keys, values = memory
+        if self.location is None:
+            location = None
+            attended = self.attention(
+                hidden,
+                keys,
+                values,
+                context.token_mask,
+                context.attention_prior,
+                context.temperature,
+                context.attention,
+            )
+        else:
+            start = state.location or (hidden.new_zeros(context.token_mask.shape),) * 2
+            attended, location = self._attend_by_location(hidden, values, context, start)
+        joined = torch.cat([hidden, attended.context.to(hidden.dtype)], 2)
+        decoded, lstm_state = self.lstm(joined, state.lstm)
+        for layer in self.dense:
+            decoded = layer(decoded).tanh()
+        log_scale, shift = self.output(decoded).chunk(2, 2)
+        gate_logits = None if self.gate is None else self.gate(joined)[..., 0]
+        conditioning = Conditioning(log_scale, shift, attended.attention, attended.attention_logprob, gate_logits)
+        return conditioning, State(attention_state, lstm_state, location)
+
+
+class AffineFlow(nn.Module):
+    """Autoregressive affine coupling: z_t = exp(log_scale_t) · x_t + shift_t, both functions of x_{<t}.
+
+    log|det ∂z/∂x| = Σ_{t,d} log_scale_{t,d}, since the Jacobian is triangular. Source: Valle et al. 2020, section 3.
+    """
+
+    def __init__(self, conditioner: Conditioner) -> None:
+        super().__init__()
+        self.conditioner = conditioner
+
+    def forward(self, mel: Tensor, context: Context, teacher: Tensor | None = None) -> tuple[Tensor, Tensor, FlowAux]:
+        """Map mel (B, T_mel, D) to z, teacher-forced.
+
+        Args:
+            mel: (B, T_mel, D) frames, padded at the end.
+            context: text, lengths, prior.
+            teacher: frames that the conditioner sees in place of `mel`'s (noisy or dropped ones, in training); the
+                likelihood stays exact as long as they are a function of nothing but noise and earlier frames.
+
+        Returns:
+            z (B, T_mel, D), zero at padding; log_det (B,); aux.
+        """
+        seen = mel if teacher is None else teacher
+        previous = torch.cat([torch.zeros_like(seen[:, :1]), seen[:, :-1]], 1)
+        if self.conditioner.location is not None:
+            context = replace(context, attention_prior=None)  # as the original, whose weights were trained so
+        conditioning, _ = self.conditioner(previous, self.conditioner.memory(context.encoded), context)
+        mask = length_mask(context.mel_lengths, mel.shape[1])[..., None]
+        log_scale = conditioning.log_scale.to(mel.dtype) * mask
+        z = (log_scale.exp() * mel + conditioning.shift.to(mel.dtype)) * mask
+        aux = FlowAux(
+            log_scale,
+            conditioning.attention,
+            conditioning.attention_logprob,
+            conditioning.gate_logits,
+            context.mel_lengths,
+        )
+        return z, log_scale.sum((1, 2)), aux
+
+    def inverse(
+        self, z: Tensor, context: Context, state: State | None = None, gate_threshold: float | None = None
+    ) -> tuple[Tensor, FlowAux]:
+        """Map z (B, T_mel, D) to mel, frame by frame: x_t = (z_t − shift_t) · exp(−log_scale_t).
+
+        Args:
+            z: (B, T_mel, D) latent frames, of which each item uses the first mel_lengths.
+            context: as in `forward`.
+            state: recurrent state to start from.
+            gate_threshold: an item ends with the first frame whose gate probability exceeds it; None never stops.
+
+        Returns:
+            mel (B, T, D) and aux, T the longest length, with the lengths after stopping.
+        """
+        memory = self.conditioner.memory(context.encoded)
+        lengths = context.mel_lengths.clone()
+        frame = torch.zeros_like(z[:, 0])
+        frames: list[Tensor] = []
+        steps: list[Conditioning] = []
+        for t in range(int(lengths.max())):
+            prior, given = (
+                None if rows is None else rows[:, t : t + 1] for rows in (context.attention_prior, context.attention)
+            )
+            here = replace(context, attention_prior=prior, attention=given)
+            conditioning, state = self.conditioner(frame[:, None], memory, here, state)
+            frame = (z[:, t] - conditioning.shift[:, 0]) * (-conditioning.log_scale[:, 0]).exp()
+            frames.append(frame)
+            steps.append(conditioning)
+            if gate_threshold is not None and conditioning.gate_logits is not None:
+                stopped = (conditioning.gate_logits[:, 0].sigmoid() > gate_threshold) & (lengths > t)
+                lengths = torch.where(stopped, t + 1, lengths)
+                if int(lengths.max()) <= t + 1:
+                    break
+        mask = length_mask(lengths, len(frames))[..., None]
+        gates = [step.gate_logits for step in steps if step.gate_logits is not None]
+        aux = FlowAux(
+            None,
+            torch.cat([step.attention for step in steps], 1) * mask,
+            torch.cat([step.attention_logprob for step in steps], 1),
+            torch.cat(gates, 1) if gates else None,
+            lengths,
+        )
+        return torch.stack(frames, 1) * mask, aux
+
+
+def reverse_frames(x: Tensor, lengths: Tensor) -> Tensor:
+    """Reverse the valid frames of x (B, T_mel, ...), lengths (B,); padding stays where it is."""
+    position = torch.arange(x.shape[1], device=x.device)
+    index = torch.where(position < lengths[:, None], lengths[:, None] - 1 - position, position)
+    return x.gather(1, index.reshape(index.shape + (1,) * (x.dim() - 2)).expand_as(x))
+
+
+class TimeReversed(nn.Module):
+    """A flow run backward in time; what it hands back is in natural order, but for the gate (see FlowAux)."""
+
+    def __init__(self, flow: AffineFlow) -> None:
+        super().__init__()
+        self.flow = flow
+
+    @property
+    def conditioner(self) -> Conditioner:
+        """The wrapped flow's conditioner."""
+        return self.flow.conditioner
+
+    @staticmethod
+    def _reversed_context(context: Context) -> Context:
+        prior, given = (
+            None if rows is None else reverse_frames(rows, context.mel_lengths)
+            for rows in (context.attention_prior, context.attention)
+        )
+        return replace(context, attention_prior=prior, attention=given)
+
+    @staticmethod
+    def _natural(aux: FlowAux) -> FlowAux:
+        return aux._replace(
+            log_scale=None if aux.log_scale is None else reverse_frames(aux.log_scale, aux.lengths),
+            attention=reverse_frames(aux.attention, aux.lengths),
+            attention_logprob=reverse_frames(aux.attention_logprob, aux.lengths),
+        )
+
+    def forward(self, mel: Tensor, context: Context, teacher: Tensor | None = None) -> tuple[Tensor, Tensor, FlowAux]:
+        """As `AffineFlow.forward`, from the last frame to the first."""
+        lengths = context.mel_lengths
+        z, log_det, aux = self.flow(
+            reverse_frames(mel, lengths),
+            self._reversed_context(context),
+            None if teacher is None else reverse_frames(teacher, lengths),
+        )
+        return reverse_frames(z, lengths), log_det, self._natural(aux)
+
+    def inverse(
+        self, z: Tensor, context: Context, state: State | None = None, gate_threshold: float | None = None
+    ) -> tuple[Tensor, FlowAux]:
+        """As `AffineFlow.inverse`, from the last frame to the first; a stop keeps the last frames of z."""
+        mel, aux = self.flow.inverse(
+            reverse_frames(z, context.mel_lengths), self._reversed_context(context), state, gate_threshold
+        )
+        return reverse_frames(mel, aux.lengths), self._natural(aux)

@@ -1,0 +1,80 @@
+"""Optimizers, learning rate schedules and averaged weights, by the names of the config."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from flowtron.config import TrainConfig
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    """Build the configured optimizer.
+
+    RAdam has decoupled weight decay, which makes torch's step equal to the original's (Liu et al. 2019,
+    arXiv 1908.03265): a plain momentum step until the variance can be rectified.
+    """
+    parameters = list(parameters)
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.optim_algo == "RAdam":
+        return torch.optim.RAdam(parameters, lr=rate, weight_decay=decay, decoupled_weight_decay=True)
+    # The fused kernels exist for floating CPU and CUDA parameters, which is all there is here.
+    if config.optim_algo == "AdamW":
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
+    return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=True)
+
+
+class Schedule:
+    """Learning rate over iterations: warm-up, then constant, cosine to the last iteration, or plateau halving."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
+        self.optimizer, self.config = optimizer, config
+        self.plateau_factor = 1.0
+        self.best = math.inf
+        self.stale = 0
+
+    def rate(self, iteration: int) -> float:
+        """Return the learning rate of an iteration (from 0)."""
+        config = self.config
+        factor = min(1.0, (iteration + 1) / config.lr_warmup_iters) if config.lr_warmup_iters else 1.0
+        if config.lr_schedule == "cosine" and config.max_iters:
+            progress = min(1.0, iteration / config.max_iters)
+            factor *= config.lr_final_ratio + (1 - config.lr_final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+        return config.learning_rate * factor * self.plateau_factor
+
+    def apply(self, iteration: int) -> float:
+        """Set the optimizer's learning rate for an iteration and return it."""
+        rate = self.rate(iteration)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def validated(self, loss: float) -> bool:
+        """Note a validation loss; return whether it is the best so far. A plateau halves the learning rate."""
+        if loss < self.best:
+            self.best, self.stale = loss, 0
+            return True
+        self.stale += 1
+        if self.config.lr_schedule == "plateau" and self.stale % self.config.lr_patience == 0:
+            self.plateau_factor = max(self.plateau_factor / 2, self.config.lr_final_ratio)
+        return False
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether early stopping is due."""
+        return 0 < self.config.early_stop_patience <= self.stale
+
+    def state_dict(self) -> dict[str, float]:
+        """Return what must be kept to resume."""
+        return {"plateau_factor": self.plateau_factor, "best": self.best, "stale": self.stale}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Take up where `state_dict` left."""
+        self.plateau_factor, self.best, self.stale = state["plateau_factor"], state["best"], int(state["stale"])
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """Return an exponential moving average of a model's weights, for inference."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=False)

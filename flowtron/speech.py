@@ -1,0 +1,149 @@
+"""What synthesis gives: sound, mel, attention, times and score of one utterance."""
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from flowtron.alignment import AlignmentReport
+from flowtron.audio import save_wav
+from flowtron.errors import InputError
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A stretch of the utterance in seconds, and what is spoken in it."""
+
+    text: str
+    start_seconds: float
+    end_seconds: float
+
+
+@dataclass
+class Speech:
+    """One synthesized utterance.
+
+    wav: (T_samples,) in [-1, 1]. mel: (n_mels, T_mel). attention: (n_flows, T_mel, T_text) in natural order of time,
+    indexed like the steps of flow. z: (n_mels, T_mel) latent it was made from. words, tokens: when each is spoken.
+    alignment: the score of the attention. sigma, seed: as asked.
+    """
+
+    text: str
+    speaker: str
+    wav: np.ndarray
+    sample_rate: int
+    mel: Tensor
+    attention: Tensor
+    z: Tensor
+    words: list[Interval]
+    tokens: list[Interval]
+    alignment: AlignmentReport
+    sigma: float
+    seed: int
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Length of the sound."""
+        return len(self.wav) / self.sample_rate
+
+    def save(self, path: str | Path) -> Path:
+        """Write the sound as a 16-bit wav and return its path."""
+        save_wav(path, self.wav, self.sample_rate)
+        return Path(path)
+
+    def plot(self, path: str | Path) -> Path:
+        """Write a picture of the mel and of each step's attention, in natural order of time; return its path."""
+        from flowtron.plots import speech_figure
+
+        figure = speech_figure(self)
+        figure.savefig(path, dpi=100)
+        return Path(path)
+
+    def save_times(self, path: str | Path) -> Path:
+        """Write when each word and token is spoken; the suffix chooses the format: .json, .TextGrid or .srt.
+
+        Raises:
+            InputError: the suffix is another one.
+        """
+        path = Path(path)
+        writers = {".json": times_json, ".textgrid": times_textgrid, ".srt": times_srt}
+        if path.suffix.lower() not in writers:
+            raise InputError(f"{path}: times are written as .json, .TextGrid or .srt; choose one of these suffixes.")
+        write_atomically(path, writers[path.suffix.lower()](self))
+        return path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that no reader ever sees half of it."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def times_json(speech: Speech) -> str:
+    """Words and tokens with start and end in seconds, as JSON."""
+
+    def rows(intervals: list[Interval]) -> list[dict[str, str | float]]:
+        return [{"text": i.text, "start": i.start_seconds, "end": i.end_seconds} for i in intervals]
+
+    values = {"text": speech.text, "words": rows(speech.words), "tokens": rows(speech.tokens)}
+    return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+
+
+def times_textgrid(speech: Speech) -> str:
+    """Words and tokens as two interval tiers of a Praat TextGrid; gaps are empty intervals, as Praat wants."""
+    lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', ""]
+    lines += ["xmin = 0", f"xmax = {speech.seconds:.6f}", "tiers? <exists>", "size = 2", "item []:"]
+    tiers: list[tuple[Literal["words", "tokens"], list[Interval]]] = [
+        ("words", speech.words),
+        ("tokens", speech.tokens),
+    ]
+    for number, (name, intervals) in enumerate(tiers, 1):
+        filled: list[Interval] = []
+        end = 0.0
+        for interval in intervals:
+            if interval.start_seconds > end:
+                filled.append(Interval("", end, interval.start_seconds))
+            filled.append(interval)
+            end = interval.end_seconds
+        if end < speech.seconds:
+            filled.append(Interval("", end, speech.seconds))
+        lines += [f"    item [{number}]:", '        class = "IntervalTier"', f'        name = "{name}"']
+        lines += ["        xmin = 0", f"        xmax = {speech.seconds:.6f}"]
+        lines.append(f"        intervals: size = {len(filled)}")
+        for count, interval in enumerate(filled, 1):
+            text = interval.text.replace('"', '""')
+            lines += [
+                f"        intervals [{count}]:",
+                f"            xmin = {interval.start_seconds:.6f}",
+                f"            xmax = {interval.end_seconds:.6f}",
+                f'            text = "{text}"',
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def times_srt(speech: Speech) -> str:
+    """Words as SubRip subtitles."""
+
+    def stamp(seconds: float) -> str:
+        milliseconds = round(seconds * 1000)
+        hours, rest = divmod(milliseconds, 3_600_000)
+        minutes, rest = divmod(rest, 60_000)
+        return f"{hours:02d}:{minutes:02d}:{rest // 1000:02d},{rest % 1000:03d}"
+
+    blocks = [
+        f"{number}\n{stamp(word.start_seconds)} --> {stamp(word.end_seconds)}\n{word.text}\n"
+        for number, word in enumerate(speech.words, 1)
+    ]
+    return "\n".join(blocks)
