@@ -11,48 +11,19 @@ _MYRIADS = ("", "만", "억", "조", "경", "해", "자")  # powers of 10,000
 
 # Counters that take native numbers. What looks like one but takes sino-Korean is excluded: 개월 (months), 개국, 시즌.
 _NATIVE_COUNTERS = (
-    "개(?!월|년|국|소)|명|시(?!즌)|살|마리|권|잔|병|벌|송이|그루|사람|가지|달|켤레|자루|채(?!널)|군데|번째"
+    "개(?!월|년|국|소)|명|시(?!즌)|살|마리|권|잔|병|벌|송이|그루|사람|가지|달(?!러)|켤레|자루|채(?!널)|군데|번째"
 )
 _NUMBER = re.compile(rf"([0-9]+(?:,[0-9]{{3}})+|[0-9]+)(?:\.([0-9]+))?(\s*)({_NATIVE_COUNTERS})?")
 _MINUS = re.compile(r"(?<![\w.])[-−](?=[0-9])")
 _MONEY = re.compile(r"([₩$€£¥])\s*([0-9][0-9,]*(?:\.[0-9]+)?)(\s*[만억조])?")
 _CURRENCIES = {"₩": "원", "$": "달러", "€": "유로", "£": "파운드", "¥": "엔"}
-_SIGNS = {"%": "퍼센트", "℃": "도", "°": "도", "&": "앤드", "+": " 플러스 ", "=": " 는 ", "@": " 골뱅이 "}
-_PHONE_NUMBER = re.compile(r"(?<![0-9])0[0-9]*(?:-[0-9]+)+")
-_RANGE = re.compile(r"(?<=[0-9])\s*[~∼〜-]\s*(?=[0-9])")
-_LETTER_NAMES = dict(
-    zip(
-        "abcdefghijklmnopqrstuvwxyz",
-        [
-            "에이",
-            "비",
-            "씨",
-            "디",
-            "이",
-            "에프",
-            "지",
-            "에이치",
-            "아이",
-            "제이",
-            "케이",
-            "엘",
-            "엠",
-            "엔",
-            "오",
-            "피",
-            "큐",
-            "아르",
-            "에스",
-            "티",
-            "유",
-            "브이",
-            "더블유",
-            "엑스",
-            "와이",
-            "제트",
-        ],
-    )
-)
+_SIGNS = {"%": "퍼센트", "℃": "도", "°": "도", "&": "앤드", "+": " 플러스 "}
+_PHONE_NUMBER = re.compile(r"(?<![0-9-])0[0-9]*(?:-[0-9]+)+")
+_RANGE = re.compile(r"(?<=[0-9])\s*[~∼〜]\s*(?=[0-9])")
+_INNER_HYPHEN = re.compile(r"(?<=\w)-(?=\w)")
+_IRREGULAR_MONTH = re.compile(r"(?<![0-9.,])(6|10)월")
+_LETTERS = "에이 비 씨 디 이 에프 지 에이치 아이 제이 케이 엘 엠 엔 오 피 큐 아르 에스 티 유 브이 더블유 엑스 와이 제트"
+_LETTER_NAMES = dict(zip("abcdefghijklmnopqrstuvwxyz", _LETTERS.split(" ")))
 _LATIN = re.compile(r"[A-Za-z]")
 _SPACES = re.compile(r"\s+")
 
@@ -134,6 +105,8 @@ def korean_cleaners(text: str) -> str:
     text = _MONEY.sub(lambda match: f"{match[2]}{(match[3] or '').strip()} {_CURRENCIES[match[1]]}", text)
     text = _MINUS.sub("마이너스 ", text)
     text = _RANGE.sub("에서 ", text)
+    text = _INNER_HYPHEN.sub(" ", text)
+    text = _IRREGULAR_MONTH.sub(lambda match: "유월" if match[1] == "6" else "시월", text)
     text = _NUMBER.sub(_read_number, text)
     for sign, word in _SIGNS.items():
         text = text.replace(sign, word)

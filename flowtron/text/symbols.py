@@ -4,35 +4,9 @@ A symbol is either one character or a phone of the ARPAbet with '@' in front. Th
 an inventory must never be reordered once a model has been trained with it.
 """
 
-CONSONANTS = tuple(
-    [
-        "B",
-        "CH",
-        "D",
-        "DH",
-        "F",
-        "G",
-        "HH",
-        "JH",
-        "K",
-        "L",
-        "M",
-        "N",
-        "NG",
-        "P",
-        "R",
-        "S",
-        "SH",
-        "T",
-        "TH",
-        "V",
-        "W",
-        "Y",
-        "Z",
-        "ZH",
-    ]
-)
-VOWELS = tuple(["AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW"])
+CONSONANTS: tuple[str, ...] = ("B", "CH", "D", "DH", "F", "G", "HH", "JH", "K", "L", "M", "N", "NG")
+CONSONANTS += ("P", "R", "S", "SH", "T", "TH", "V", "W", "Y", "Z", "ZH")
+VOWELS = ("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW")
 
 # Vowels come bare and with the three degrees of stress; the order is alphabetical, as in the published checkpoints.
 PHONES = tuple(sorted(CONSONANTS + tuple(vowel + stress for vowel in VOWELS for stress in ("", "0", "1", "2"))))
@@ -57,7 +31,7 @@ _PAD = "_"
 
 KOREAN_SYMBOLS: tuple[str, ...] = (
     _PAD,
-    *" !'\"(),-.:;?~…",
+    *" !'\"(),-.:;?…",
     *(chr(code) for code in range(0x1100, 0x1113)),  # 19 initial consonants
     *(chr(code) for code in range(0x1161, 0x1176)),  # 21 vowels
     *(chr(code) for code in range(0x11A8, 0x11C3)),  # 27 final consonants

@@ -205,6 +205,8 @@ def _is_phone(symbol: str) -> bool:
 
 def _is_spoken(symbol: str) -> bool:
     """Whether the symbol sounds: a phone, a letter, a digit, a mark on a letter, or a sign that has a name."""
+    if symbol == "|":  # a mathematical sign for Unicode, a pause in the IPA
+        return False
     return _is_phone(symbol) or symbol in "#%&@" or unicodedata.category(symbol[0])[0] in "LNMS"
 
 

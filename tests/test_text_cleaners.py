@@ -1,0 +1,172 @@
+"""Each cleaner on what it is for, and the documentation's tables and examples."""
+
+import re
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowtron.errors import InputError
+from flowtron.text import IPA_SYMBOLS, KOREAN_SYMBOLS, Tokenizer
+from flowtron.text.cleaners import (
+    basic_cleaners,
+    english_cleaners,
+    flowtron_cleaners,
+    transliteration_cleaners,
+)
+from flowtron.text.ipa import ipa_cleaners
+from flowtron.text.korean import decompose, korean_cleaners, read_native, read_sino
+
+DOCUMENT = (Path(__file__).parent.parent / "docs" / "TEXT.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| `(.+?)` \| (crashes|`.+?`) \| `(.+?)` \| .+ \|$", DOCUMENT, re.MULTILINE)
+N_SPELLED = 16
+
+
+@pytest.mark.parametrize("place", range(len(ROWS)), ids=lambda place: ROWS[place][0][:30])
+@pytest.mark.filterwarnings("ignore:.*has no symbol")
+def test_documented_difference(place: int) -> None:
+    text, theirs, ours = ROWS[place]
+    p_arpabet = 0 if place < N_SPELLED else 1
+    tokenizer = Tokenizer()
+    original = Tokenizer(cleaners=["flowtron_original_cleaners"])
+    assert tokenizer.decode(tokenizer.encode(text, p_arpabet).tokens).strip() == ours
+    if theirs != "crashes":
+        assert original.decode(original.encode(text, p_arpabet).tokens).strip() == theirs.strip("`")
+
+
+def test_documented_differences_are_all_read() -> None:
+    assert len(ROWS) == N_SPELLED + 4
+
+
+@pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL))
+def test_documented_example_runs(example: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(example, "docs/TEXT.md", "exec"), {})
+    printed = [unicodedata.normalize("NFC", line) for line in capsys.readouterr().out.splitlines()]
+    promised = re.findall(r"print\(.*\)  # (.+)", example)
+    assert [line for line in printed if line in promised] == promised
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("Meet me at 5:30 pm", "Meet me at five thirty {P IY1 EH1 M}"),
+        ("state-of-the-art", "state of the art"),
+        ("-5 degrees", "-five degrees"),
+        ("$5.25 or £5", "five dollars, twenty-five cents or five pounds"),
+        ("the 1,000th", "the one thousandth"),
+        ("10.5k at 72F", "ten point five thousand at seventy-two fahrenheit"),
+        ("in 1905, 2000, 2007", "in nineteen oh five, two thousand, two thousand seven"),
+        ("No. 5", "number five"),
+        ("CPUs of the U.S.A.", "{S IY1} {P IY1} {Y UW1 Z} of the {Y UW1 EH1 S EY1}"),
+        ("a 3{K}", "a three{K}"),
+    ],
+)
+def test_flowtron_cleaners(text: str, cleaned: str) -> None:
+    assert flowtron_cleaners(text) == cleaned
+
+
+def test_english_cleaners() -> None:
+    assert english_cleaners("Mrs. Müller met Dr.  No at 5 {HH AW1}!") == "misess muller met doctor no at five {HH AW1}!"
+
+
+def test_transliteration_cleaners() -> None:
+    assert transliteration_cleaners("Привет,\n{K AE1 T} Ça") == "privet, {K AE1 T} ca"
+
+
+def test_basic_cleaners() -> None:
+    assert basic_cleaners("ÀB\t 5") == "àb 5"
+
+
+@pytest.mark.parametrize(
+    ("number", "sino"),
+    [
+        ("0", "영"),
+        ("10", "십"),
+        ("11", "십일"),
+        ("110", "백십"),
+        ("2024", "이천이십사"),
+        ("10000", "만"),
+        ("12345", "만이천삼백사십오"),
+        ("110000", "십일만"),
+        ("100000000", "일억"),
+        ("1234567890", "십이억삼천사백오십육만칠천팔백구십"),
+    ],
+)
+def test_sino_korean_numbers(number: str, sino: str) -> None:
+    assert read_sino(number) == sino
+
+
+@pytest.mark.parametrize(
+    ("number", "native"),
+    [
+        ("1", "한"),
+        ("2", "두"),
+        ("3", "세"),
+        ("4", "네"),
+        ("10", "열"),
+        ("20", "스무"),
+        ("21", "스물한"),
+        ("99", "아흔아홉"),
+        ("103", "백세"),
+    ],
+)
+def test_native_korean_numbers(number: str, native: str) -> None:
+    assert read_native(number) == native
+
+
+@pytest.mark.parametrize(
+    ("text", "spoken"),
+    [
+        ("사과 3개", "사과 세개"),
+        ("학생 20명이 12시에", "학생 스무명이 열두시에"),
+        ("나는 21살", "나는 스물한살"),
+        ("3개월 뒤 6월 10월", "삼개월 뒤 유월 시월"),
+        ("오후 3시 30분", "오후 세시 삼십분"),
+        ("₩3,000 또는 $5", "삼천 원 또는 오 달러"),
+        ("3.05%", "삼 점 영오퍼센트"),
+        ("-5도", "마이너스 오도"),
+        ("010-1234-5678", "공일공 일이삼사 오육칠팔"),
+        ("KBS 뉴스", "케이비에스 뉴스"),
+        ("5만원", "오만원"),
+        ("1번째, 2번째", "첫번째, 두번째"),
+    ],
+)
+def test_korean_cleaners(text: str, spoken: str) -> None:
+    cleaned = korean_cleaners(text)
+    assert cleaned == decompose(spoken)
+    tokenizer = Tokenizer(symbols=KOREAN_SYMBOLS, cleaners=["korean_cleaners"])
+    encoded = tokenizer.encode(text)
+    assert tokenizer.decode(encoded.tokens) == cleaned
+    assert encoded.unknown == []
+    assert len(encoded.words) == len(spoken.split())
+
+
+@given(st.text(alphabet=st.characters(min_codepoint=0xAC00, max_codepoint=0xD7A3)))
+def test_decomposition_is_unicodes(text: str) -> None:
+    assert decompose(text) == unicodedata.normalize("NFD", text)
+
+
+def test_ipa_passes_through() -> None:
+    tokenizer = Tokenizer(symbols=IPA_SYMBOLS, cleaners=["ipa_cleaners"])
+    spoken = tokenizer.encode("[ɡʊtn̩ ˈtaːk], /t͡ʃɔ̃ː ç gɪ/")
+    assert tokenizer.decode(spoken.tokens) == unicodedata.normalize("NFD", "ɡʊtn̩ ˈtaːk, t͡ʃɔ̃ː ç ɡɪ")
+    assert spoken.unknown == []
+    assert [word.text for word in spoken.words][:2] == ["ɡʊtn̩", "ˈtaːk"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(), st.sampled_from([(KOREAN_SYMBOLS, "korean_cleaners"), (IPA_SYMBOLS, "ipa_cleaners")]))
+@pytest.mark.filterwarnings("ignore")
+def test_no_text_crashes_another_language(text: str, language: tuple[tuple[str, ...], str]) -> None:
+    tokenizer = Tokenizer(symbols=language[0], cleaners=[language[1]])
+    try:
+        spoken = tokenizer.encode(text)
+    except InputError:
+        return
+    assert all(0 < token < len(language[0]) for token in spoken.tokens)
+
+
+def test_ipa_cleaner_keeps_ascii_g_out() -> None:
+    assert ipa_cleaners("/ga/") == "ɡa"
