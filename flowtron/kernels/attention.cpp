@@ -3,39 +3,12 @@
 // With Q = exp(2 query), K = exp(2 key) and u = 1 / (1 + Q K):  tanh(query + key) = 1 - 2u, its derivative 4u(1 - u).
 // The inner loops so have one division and no exponential. Rows are padded to a multiple of LANES channels; a padded
 // channel has score 0.
-#include <algorithm>
-#include <atomic>
-#include <cstdint>
-#include <cstring>
-#include <thread>
-#include <vector>
+#include "vector.hpp"
 
-namespace {
+using namespace flowtron;
 
-constexpr int LANES = 8;
-typedef float Vec __attribute__((vector_size(LANES * sizeof(float)), aligned(4)));
 // Four vectors of gradients stay in registers, and a token's share of K and of its gradient in the first cache.
 constexpr int BLOCK = 4;
-
-template <typename Task>
-void parallel(int64_t count, int threads, Task task) {
-    std::atomic<int64_t> next{0};
-    auto work = [&] {
-        for (int64_t i; (i = next.fetch_add(1)) < count;) task(i);
-    };
-    std::vector<std::thread> team;
-    for (int i = 1; i < std::min<int64_t>(threads, count); ++i) team.emplace_back(work);
-    work();
-    for (auto& member : team) member.join();
-}
-
-inline float sum(Vec v) {
-    float total = 0;
-    for (int i = 0; i < LANES; ++i) total += v[i];
-    return total;
-}
-
-}  // namespace
 
 extern "C" {
 

@@ -12,17 +12,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from flowtron.kernels.build import load_library
+from flowtron.kernels.build import load_library, pointer
 
 LANES = 8
 # exp(2 · 20) squared still fits float32, and tanh is ±1 in float32 from 9 on.
 CLAMP = 20.0
 # Pairs × channels that the fallback holds at a time: 16 MB in float32.
 CHUNK_ELEMENTS = 1 << 22
-
-
-def _pointer(x: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if x is None else x.data_ptr())
 
 
 def _exponential(x: Tensor) -> Tensor:
@@ -39,7 +35,7 @@ def _kernel_forward(
     (batch, frames, channels), tokens = q.shape, k.shape[1]
     scores = query.new_empty(batch, frames, tokens)
     library.additive_scores_forward(
-        *map(_pointer, (q, k, padded_score, start, stop, scores)),
+        *map(pointer, (q, k, padded_score, start, stop, scores)),
         *map(ctypes.c_int64, (batch, frames, tokens, channels)),
         ctypes.c_float(torch.finfo(scores.dtype).min),
         ctypes.c_int(torch.get_num_threads()),
@@ -63,7 +59,7 @@ def _kernel_backward(
     grad_query, grad_key, grad_score = torch.empty_like(q), torch.empty_like(k), q.new_empty(batch, channels)
     grad = grad.contiguous()
     library.additive_scores_backward(
-        *map(_pointer, (q, k, padded_score, start, stop, grad, grad_query, grad_key, grad_score)),
+        *map(pointer, (q, k, padded_score, start, stop, grad, grad_query, grad_key, grad_score)),
         *map(ctypes.c_int64, (batch, frames, tokens, channels)),
         ctypes.c_int(torch.get_num_threads()),
     )

@@ -15,6 +15,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from torch import Tensor
+
 logger = logging.getLogger(__name__)
 
 # The last entry has no machine-specific flag, for compilers that know none of the others.
@@ -80,7 +82,8 @@ def load_library(name: str) -> ctypes.CDLL | None:
     source = Path(__file__).with_name(f"{name}.cpp")
     candidates = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
     compiler = next((path for path in map(shutil.which, filter(None, candidates)) if path), None)
-    identity = "\n".join([source.read_text(), repr(COMMON_FLAGS), compiler or "", _machine()])
+    shared = sorted(source.parent.glob("*.hpp"))
+    identity = "\n".join([*(file.read_text() for file in (source, *shared)), repr(COMMON_FLAGS), compiler or "", _machine()])
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     library = _cache_folder() / f"{name}-{digest}.so"
     if not library.exists():
@@ -94,3 +97,8 @@ def load_library(name: str) -> ctypes.CDLL | None:
     except OSError as error:
         logger.warning("%s cannot be opened; the slower pure-torch code is used: %s", library, error)
         return None
+
+
+def pointer(x: Tensor | None) -> ctypes.c_void_p:
+    """Return the address of a tensor's data, null for None."""
+    return ctypes.c_void_p(None if x is None else x.data_ptr())

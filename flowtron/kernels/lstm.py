@@ -1,0 +1,110 @@
+"""A causal LSTM layer whose recurrence is one compiled loop, with its gradient.
+
+The products with the inputs and the gradients of the weights are taken over the whole sequence at once; the loop keeps
+the recurrent weights packed and fuses the gates. Letters: B batch, T frames, I input channels, H hidden channels.
+"""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from flowtron.kernels.build import load_library, pointer
+
+# Columns of a packed panel of weights, of which H must be a multiple.
+PANEL = 16
+
+
+class _Recurrence(torch.autograd.Function):
+    """(gates (B, T, 4H) before activation, w_hh, h0, c0) -> (hidden (B, T, H), last h, last c)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, projected: Tensor, weight: Tensor, h0: Tensor, c0: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        library = load_library("lstm")
+        assert library is not None
+        batch, frames, width = projected.shape
+        # The projections are a temporary of `lstm`: nobody else sees them overwritten by the activated gates.
+        gates, weight, h0, c0 = projected, weight.contiguous(), h0.contiguous(), c0.contiguous()
+        hidden = projected.new_empty(batch, frames, width // 4)
+        cell = torch.empty_like(hidden)
+        library.lstm_forward(
+            *map(pointer, (gates, weight, h0, c0, hidden, cell)),
+            *map(ctypes.c_int64, (batch, frames, width // 4)),
+            ctypes.c_int(torch.get_num_threads()),
+        )
+        ctx.save_for_backward(gates, weight, h0, c0, hidden, cell)
+        return hidden, hidden[:, -1].clone(), cell[:, -1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_hidden: Tensor, grad_h: Tensor, grad_c: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        library = load_library("lstm")
+        assert library is not None
+        gates, weight, h0, c0, hidden, cell = ctx.saved_tensors
+        batch, frames, width = gates.shape
+        grad_hidden = grad_hidden.contiguous()
+        grad_h, grad_c = (g.clone(memory_format=torch.contiguous_format) for g in (grad_h, grad_c))
+        grad_gates = torch.empty_like(gates)
+        library.lstm_backward(
+            *map(pointer, (gates, cell, c0, weight, grad_hidden, grad_h, grad_c, grad_gates)),
+            *map(ctypes.c_int64, (batch, frames, width // 4)),
+            ctypes.c_int(torch.get_num_threads()),
+        )
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            before = torch.cat([h0[:, None], hidden[:, :-1]], 1)
+            grad_weight = grad_gates.view(-1, width).t() @ before.view(-1, width // 4)
+        return grad_gates, grad_weight, grad_h, grad_c
+
+
+def lstm(
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    state: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Run one LSTM layer over a batch of sequences, as `torch.nn.LSTM(batch_first=True)` does.
+
+    i, f, o = σ(·), g = tanh(·) of W_ih x_t + b_ih + W_hh h_{t−1} + b_hh;  c_t = f c_{t−1} + i g;  h_t = o tanh(c_t).
+
+    Args:
+        x: (B, T, I).
+        w_ih: (4H, I).
+        w_hh: (4H, H).
+        b_ih, b_hh: (4H,) or None.
+        state: h and c (B, H) before the first frame; zeros when None.
+
+    Returns:
+        Hidden states (B, T, H), and h and c (B, H) after the last frame.
+    """
+    hidden = w_hh.shape[1]
+    h0, c0 = (x.new_zeros(x.shape[0], hidden),) * 2 if state is None else state
+    if usable(x, w_hh):
+        bias = None if b_ih is None or b_hh is None else b_ih + b_hh
+        projected = nn.functional.linear(x, w_ih, bias)
+        output, h, c = _Recurrence.apply(projected, w_hh, h0, c0)
+        return output, (h, c)
+    weights = [w for w in (w_ih, w_hh, b_ih, b_hh) if w is not None]
+    output, h, c = torch.lstm(
+        x, (h0[None].to(x.dtype), c0[None].to(x.dtype)), weights, b_ih is not None, 1, 0.0, False, False, True
+    )
+    return output, (h[0], c[0])
+
+
+def usable(x: Tensor, w_hh: Tensor) -> bool:
+    """Return whether the compiled loop can run a layer."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == w_hh.dtype == torch.float32
+        and x.numel() > 0
+        and w_hh.shape[1] % PANEL == 0
+        and load_library("lstm") is not None
+    )
