@@ -83,7 +83,9 @@ def load_library(name: str) -> ctypes.CDLL | None:
     candidates = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
     compiler = next((path for path in map(shutil.which, filter(None, candidates)) if path), None)
     shared = sorted(source.parent.glob("*.hpp"))
-    identity = "\n".join([*(file.read_text() for file in (source, *shared)), repr(COMMON_FLAGS), compiler or "", _machine()])
+    identity = "\n".join(
+        [*(file.read_text() for file in (source, *shared)), repr(COMMON_FLAGS), compiler or "", _machine()]
+    )
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     library = _cache_folder() / f"{name}-{digest}.so"
     if not library.exists():

@@ -21,9 +21,7 @@ class _Recurrence(torch.autograd.Function):
     """(gates (B, T, 4H) before activation, w_hh, h0, c0) -> (hidden (B, T, H), last h, last c)."""
 
     @staticmethod
-    def forward(
-        ctx: Any, projected: Tensor, weight: Tensor, h0: Tensor, c0: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, projected: Tensor, weight: Tensor, h0: Tensor, c0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         library = load_library("lstm")
         assert library is not None
         batch, frames, width = projected.shape
@@ -86,6 +84,11 @@ def lstm(
         Hidden states (B, T, H), and h and c (B, H) after the last frame.
     """
     hidden = w_hh.shape[1]
+    if torch.is_autocast_enabled(x.device.type) and x.device.type == "cpu":
+        # oneDNN has no bfloat16 LSTM for processors without that instruction set, and raises.
+        with torch.autocast("cpu", enabled=False):
+            wide = None if state is None else (state[0].float(), state[1].float())
+            return lstm(x.float(), w_ih, w_hh, b_ih, b_hh, wide)
     h0, c0 = (x.new_zeros(x.shape[0], hidden),) * 2 if state is None else state
     if usable(x, w_hh):
         bias = None if b_ih is None or b_hh is None else b_ih + b_hh
@@ -103,8 +106,30 @@ def usable(x: Tensor, w_hh: Tensor) -> bool:
     """Return whether the compiled loop can run a layer."""
     return (
         x.device.type == "cpu"
-        and x.dtype == w_hh.dtype == torch.float32
+        and w_hh.dtype == torch.float32
+        and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and torch.is_autocast_enabled("cpu")))
         and x.numel() > 0
         and w_hh.shape[1] % PANEL == 0
         and load_library("lstm") is not None
     )
+
+
+class LSTM(nn.LSTM):
+    """`torch.nn.LSTM(batch_first=True)`, one direction, with the compiled loop where it can be had.
+
+    Weights, names, initial values and results are the same; packed sequences go torch's way.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1) -> None:
+        super().__init__(input_size, hidden_size, num_layers, batch_first=True)
+
+    def forward(self, x: Any, state: tuple[Tensor, Tensor] | None = None) -> Any:
+        """Run x (B, T, I) from state h, c (num_layers, B, H); return hidden states (B, T, H) and the last state."""
+        if not (isinstance(x, Tensor) and x.dim() == 3 and usable(x, self.all_weights[0][1])):
+            return super().forward(x, state)
+        finals = []
+        for layer, (w_ih, w_hh, b_ih, b_hh) in enumerate(self.all_weights):
+            x, final = lstm(x, w_ih, w_hh, b_ih, b_hh, None if state is None else (state[0][layer], state[1][layer]))
+            finals.append(final)
+        h, c = (torch.stack(parts) for parts in zip(*finals))
+        return x, (h, c)

@@ -98,6 +98,15 @@ struct Share {
 constexpr int PANEL = 2 * LANES;  // columns of a packed panel of weights
 constexpr int TILE = 6;           // rows whose sums fit the registers together with a row of a panel
 
+// Keep a vector in its register, where a compiler would rather load it again for every row.
+inline void pin(Vec& v) {
+#if defined(__x86_64__) && defined(__AVX__)
+    asm("" : "+x"(v));
+#else
+    (void)v;
+#endif
+}
+
 // sums (M, PANEL) += a (M, K; rows lda apart) · panel (K, PANEL).
 template <int M>
 inline void multiply_tile(const float* a, int64_t lda, const float* panel, int64_t K, float* sums) {
@@ -107,7 +116,9 @@ inline void multiply_tile(const float* a, int64_t lda, const float* panel, int64
         right[m] = load(sums + m * PANEL + LANES);
     }
     for (int64_t k = 0; k < K; ++k) {
-        const Vec w = load(panel + k * PANEL), v = load(panel + k * PANEL + LANES);
+        Vec w = load(panel + k * PANEL), v = load(panel + k * PANEL + LANES);
+        pin(w);
+        pin(v);
         for (int m = 0; m < M; ++m) {
             const float x = a[m * lda + k];
             left[m] += x * w;
@@ -120,15 +131,21 @@ inline void multiply_tile(const float* a, int64_t lda, const float* panel, int64
     }
 }
 
-// As multiply_tile, for any number of rows.
+// As multiply_tile, for any number of rows, shared evenly by the fewest tiles.
 inline void multiply(const float* a, int64_t lda, const float* panel, int64_t M, int64_t K, float* sums) {
-    for (; M >= TILE; M -= TILE, a += TILE * lda, sums += TILE * PANEL) multiply_tile<TILE>(a, lda, panel, K, sums);
-    switch (M) {
-        case 5: return multiply_tile<5>(a, lda, panel, K, sums);
-        case 4: return multiply_tile<4>(a, lda, panel, K, sums);
-        case 3: return multiply_tile<3>(a, lda, panel, K, sums);
-        case 2: return multiply_tile<2>(a, lda, panel, K, sums);
-        case 1: return multiply_tile<1>(a, lda, panel, K, sums);
+    for (int64_t tiles = (M + TILE - 1) / TILE; tiles > 0; --tiles) {
+        const int64_t rows = M / tiles;
+        switch (rows) {
+            case 6: multiply_tile<6>(a, lda, panel, K, sums); break;
+            case 5: multiply_tile<5>(a, lda, panel, K, sums); break;
+            case 4: multiply_tile<4>(a, lda, panel, K, sums); break;
+            case 3: multiply_tile<3>(a, lda, panel, K, sums); break;
+            case 2: multiply_tile<2>(a, lda, panel, K, sums); break;
+            default: multiply_tile<1>(a, lda, panel, K, sums); break;
+        }
+        M -= rows;
+        a += rows * lda;
+        sums += rows * PANEL;
     }
 }
 

@@ -1,0 +1,86 @@
+"""The compiled LSTM layer against torch's in float64."""
+
+import pytest
+import torch
+from torch import nn
+
+from flowtron.kernels import lstm as module
+from flowtron.kernels.lstm import LSTM, lstm
+
+
+@pytest.fixture(params=["kernel", "fallback"])
+def path(request, monkeypatch):
+    """Run a test with the compiled kernel and without it."""
+    if request.param == "fallback":
+        monkeypatch.setattr(module, "load_library", lambda name: None)
+    else:
+        assert module.load_library("lstm") is not None
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3, 16), (3, 9, 5, 32), (7, 20, 80, 48), (17, 4, 8, 16)])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("with_state", [True, False])
+def test_output_state_and_gradients_equal_torch(path, shape, threads, with_state):
+    batch, frames, inputs, hidden = shape
+    torch.manual_seed(0)
+    reference = nn.LSTM(inputs, hidden, batch_first=True).double()
+    x = torch.randn(batch, frames, inputs, dtype=torch.float64, requires_grad=True)
+    state = [torch.randn(batch, hidden, dtype=torch.float64, requires_grad=True) for _ in range(2)] * with_state
+    wanted, (h, c) = reference(x, tuple(s[None] for s in state) or None)
+    wanted = [wanted, h[0], c[0]]
+    weights = [torch.randn_like(w) for w in wanted]
+    leaves = [x, *state, *reference.parameters()]
+    gradients = torch.autograd.grad(sum((w * y).sum() for w, y in zip(weights, wanted)), leaves)
+
+    ours = [leaf.detach().float().requires_grad_() for leaf in leaves]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        output, last = lstm(ours[0], *ours[1 + len(state) :], tuple(ours[1 : 1 + len(state)]) or None)
+        loss = sum((w.float() * y).sum() for w, y in zip(weights, (output, *last)))
+        our_gradients = torch.autograd.grad(loss, ours)
+    finally:
+        torch.set_num_threads(before)
+    for got, exact in zip((output, *last), wanted):
+        torch.testing.assert_close(got.double(), exact, atol=2e-6, rtol=1e-5)
+    for got, exact in zip(our_gradients, gradients):
+        torch.testing.assert_close(got.double(), exact, atol=1e-5 * exact.abs().max().item(), rtol=1e-5)
+
+
+def test_layers_of_the_module_equal_torch(path):
+    torch.manual_seed(0)
+    ours = LSTM(12, 32, 2)
+    reference = nn.LSTM(12, 32, 2, batch_first=True)
+    reference.load_state_dict(ours.state_dict())
+    x = torch.randn(3, 14, 12)
+    first, state = ours(x[:, :6])
+    second, state = ours(x[:, 6:], state)
+    wanted, wanted_state = reference(x)
+    torch.testing.assert_close(torch.cat([first, second], 1), wanted, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(state, wanted_state, atol=2e-6, rtol=1e-5)
+
+
+def test_saturated_gates_stay_finite(path):
+    layer = LSTM(2, 16)
+    x = torch.tensor([[[1e4, -1e4], [-1e4, 1e4]]], requires_grad=True)
+    output, _ = layer(x)
+    output.sum().backward()
+    assert output.isfinite().all() and x.grad.isfinite().all()
+
+
+def test_autocast_computes_in_float32():
+    torch.manual_seed(0)
+    layer = LSTM(8, 16)
+    x = torch.randn(2, 5, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _ = layer(x.bfloat16())
+    assert output.dtype == torch.float32
+    torch.testing.assert_close(output, layer(x.bfloat16().float())[0])
+
+
+def test_backward_twice_gives_the_same_gradients():
+    layer = LSTM(8, 16)
+    x = torch.randn(2, 5, 8, requires_grad=True)
+    loss = layer(x)[0].square().sum()
+    first = torch.autograd.grad(loss, x, retain_graph=True)[0]
+    torch.testing.assert_close(torch.autograd.grad(loss, x)[0], first, rtol=0, atol=0)
