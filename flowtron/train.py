@@ -240,6 +240,7 @@ def batches(state: State) -> Iterator[Batch]:
         state.sampler.set_epoch(state.epoch)
         state.loader.dataset.set_epoch(state.epoch)
         for batch in state.loader:
+            state.sampler.advance()
             yield batch.to(state.accelerator.device, non_blocking=True)
         state.epoch += 1
 

@@ -119,11 +119,12 @@ def generate(job: tuple[str, str, str, dict[str, float]]) -> float:
 
 
 def plan(voices: list[str], texts: list[str], hours: float) -> Iterator[tuple[str, str]]:
-    """Yield (voice, sentence): every test sentence for each voice, the rest dealt out in turn until the hours are full."""
+    """Yield (voice, sentence): test sentences for each voice, and of the rest its own share, then the other voices'."""
+    others = [text for text in texts if subset(text) != "test"]
     for voice_number, voice in enumerate(voices):
         seconds = 0.0
-        dealt = [t for k, t in enumerate(t for t in texts if subset(t) != "test") if k % len(voices) == voice_number]
-        for sentence in dealt:
+        shares = [others[(voice_number + k) % len(voices) :: len(voices)] for k in range(len(voices))]
+        for sentence in (sentence for share in shares for sentence in share):
             if seconds >= hours * 3600:
                 break
             seconds += len(sentence) / CHARACTERS_PER_SECOND
