@@ -1,0 +1,257 @@
+"""The checkpoint: a folder with the weights and a readable JSON that says all that is needed to use them.
+
+    model.safetensors   the weights
+    model.json          format_version, kind, config, symbols, cleaners, speakers, audio, step, metrics, weights' hash
+
+Nothing that is read here can run code. docs/CHECKPOINTS.md describes every field.
+"""
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowtron.config import Config, parse_config
+from flowtron.errors import InputError
+from flowtron.model import Flowtron, build_model
+from flowtron.tensorfile import brief, pack, read_json, read_tensors, replace_folder
+from flowtron.torchfile import check_archive
+
+FORMAT_VERSION = 1
+DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A checkpoint: the model in evaluation mode, and what belongs to it."""
+
+    model: Flowtron
+    config: Config
+    symbols: list[str]
+    speakers: list[str]
+    step: int = 0
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def save_model(
+    folder: str | Path,
+    model: nn.Module,
+    config: Config,
+    *,
+    symbols: Sequence[str],
+    speakers: Sequence[str],
+    step: int = 0,
+    metrics: Mapping[str, float] | None = None,
+    dtype: torch.dtype | None = None,
+    notes: Iterable[str] = (),
+) -> Path:
+    """Write a checkpoint; an older one of the same name is replaced in one go.
+
+    Args:
+        folder: to write.
+        model: a Flowtron as `config.model` describes it.
+        config: how it was made.
+        symbols: the symbol set, one for each row of the embedding.
+        speakers: names in order of their rows; none when they are not known.
+        step: training iteration.
+        metrics: measured values by name; those that are not finite become null.
+        dtype: of floating weights in the file, such as torch.float16; as they are when None.
+        notes: what a reader should know, such as assumptions of a conversion.
+
+    Raises:
+        InputError: the folder cannot be written or is something else, or a weight does not fit the dtype.
+    """
+    folder = Path(folder)
+    weights = pack(model.state_dict(), dtype)
+    audio = config.audio_settings().fingerprint()
+    description = {
+        "format": "flowtron",
+        "format_version": FORMAT_VERSION,
+        "kind": "flowtron",
+        "step": step,
+        "metrics": {name: value if math.isfinite(value) else None for name, value in (metrics or {}).items()},
+        "speakers": list(speakers),
+        "audio": audio,
+        "cleaners": list(config.data.text_cleaners),
+        "symbols": list(symbols),
+        "notes": list(notes),
+        "dtype": str(dtype or next(model.parameters()).dtype).removeprefix("torch."),
+        "weights": {"file": WEIGHTS, "bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()},
+        "config": config.to_json(),
+    }
+    text = json.dumps(description, indent=1, ensure_ascii=False, allow_nan=False)
+    replace_folder(folder, {WEIGHTS: weights, DESCRIPTION: f"{text}\n".encode()}, own=DESCRIPTION)
+    return folder
+
+
+def check_version(path: Path, description: Mapping[str, Any], newest: int = FORMAT_VERSION) -> None:
+    """Refuse a description of a version that is not read here.
+
+    Raises:
+        InputError: naming both versions.
+    """
+    version = description.get("format_version")
+    if type(version) is not int or version < 1:
+        raise InputError(f"{path}: format_version is {version!r}, but {newest} is read here; convert the model again.")
+    if version > newest:
+        raise InputError(f"{path}: format_version {version} is newer than {newest}, read here; update flowtron.")
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Read a model's JSON and check its version, kind and the types of its fields.
+
+    Raises:
+        InputError: it is not a checkpoint of a Flowtron.
+    """
+    if folder.is_file():
+        raise InputError(f"{folder}: a file, not a checkpoint folder; make one of it with `flowtron convert`.")
+    if (folder / "vocoder.json").is_file():
+        raise InputError(f"{folder}: a vocoder, not a voice; give it as the vocoder.")
+    path = folder / DESCRIPTION
+    description = read_json(path, "model description")
+    check_version(path, description)
+    if description.get("kind") not in ("flowtron", "tacotron2"):
+        raise InputError(f"{path}: kind is {description.get('kind')!r}, expected 'flowtron'; name another checkpoint.")
+    types = {"config": dict, "symbols": list, "speakers": list, "step": int, "metrics": dict, "weights": dict}
+    for name, kind in types.items():
+        if not isinstance(description.get(name), kind):
+            raise InputError(f"{path}: '{name}' is no {kind.__name__}; the file was altered, get it anew.")
+    for name in ("symbols", "speakers"):
+        if not all(isinstance(each, str) for each in description[name]):
+            raise InputError(f"{path}: '{name}' holds other things than text; the file was altered, get it anew.")
+    return description
+
+
+def read_weights(folder: Path, description: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Read the weights beside a description, checked against its hash; float16 becomes float32."""
+    state = read_tensors(folder / WEIGHTS, str(description["weights"].get("sha256")))
+    half = (torch.float16, torch.bfloat16)
+    return {name: value.float() if value.dtype in half else value for name, value in state.items()}
+
+
+def fill(config: Config, state: Mapping[str, Tensor], origin: Path) -> Flowtron:
+    """Build the model of a config with the given weights, after checking that each fits.
+
+    Raises:
+        InputError: a weight is missing, superfluous, or of another shape.
+    """
+    # A number in a file must not make a machine allocate or loop without weights to show for it.
+    if config.model.n_flows > len(state) or config.model.n_lstm_layers > len(state):
+        raise InputError(f"{origin}: {len(state)} weights are too few for its n_flows or n_lstm_layers; get it anew.")
+    with torch.device("meta"):
+        model = build_model(config.model)
+    expected = model.state_dict()
+    for name in sorted({*expected, *state}):
+        if name not in state:
+            raise InputError(f"{origin}: weight '{name}' is missing; its config or weights were altered, get it anew.")
+        if name not in expected:
+            raise InputError(f"{origin}: weight '{name}' is not of the model it describes; get it anew.")
+        if state[name].shape != expected[name].shape:
+            found, wanted = tuple(state[name].shape), tuple(expected[name].shape)
+            raise InputError(f"{origin}: weight '{name}' has shape {found}, expected {wanted}; get it anew.")
+    model.load_state_dict(dict(state), assign=True)
+    return model.eval()
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedModel:
+    """Load a checkpoint, given its path and nothing else.
+
+    Args:
+        path: folder of the checkpoint.
+        device: where the model goes.
+
+    Raises:
+        InputError: it is missing, truncated, altered, of a version not read here, or not a Flowtron.
+    """
+    folder = Path(path)
+    description = read_description(folder)
+    if description["kind"] != "flowtron":
+        raise InputError(f"{folder}: weights of a {description['kind']} to start training from, not a voice.")
+    config = parse_config(description["config"], str(folder / DESCRIPTION))
+    if len(description["symbols"]) not in (0, config.model.n_text):
+        raise InputError(
+            f"{folder}: {len(description['symbols'])} symbols for {config.model.n_text} rows; get the checkpoint anew."
+        )
+    model = fill(config, read_weights(folder, description), folder)
+    return LoadedModel(
+        model.to(device),
+        config,
+        description["symbols"],
+        description["speakers"],
+        description["step"],
+        description["metrics"],
+        list(description.get("notes", [])),
+    )
+
+
+def load_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read weights by our names, for a warm start.
+
+    Args:
+        path: a checkpoint folder of ours, or a file of the original Flowtron or of Tacotron 2.
+
+    Raises:
+        InputError: it cannot be read or holds neither.
+    """
+    from flowtron.convert import flowtron_weights
+
+    return flowtron_weights(Path(path))
+
+
+def save_training_state(path: str | Path, state: dict[str, Any]) -> None:
+    """Write what a run needs to go on: tensors, numbers, text and containers of them. Atomic.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    path = Path(path).resolve()
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path}: cannot be written ({brief(error)}); free some space or choose another.") from None
+
+
+def load_training_state(path: str | Path) -> dict[str, Any]:
+    """Read a training state on the CPU; only tensors and plain values are built, nothing can run.
+
+    Raises:
+        InputError: it is missing, damaged, or not a training state.
+    """
+    path = Path(path)
+    # torch would inflate compressed entries and believe declared sizes.
+    check_archive(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"{path}: not a readable training state ({brief(error)}); go back to an older one.") from None
+    if not isinstance(state, dict) or not {"iteration", "model"} <= state.keys():
+        raise InputError(f"{path}: not a training state; name one from the folder 'training' of a run.")
+    return state
+
+
+def info(path: str | Path) -> str:
+    """Describe a checkpoint folder, a vocoder folder, or a file of the original, in lines of text.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    from flowtron.convert import describe
+
+    return describe(Path(path))
