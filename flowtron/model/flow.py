@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from flowtron.kernels.lstm import LSTM
 from flowtron.model.attention import AdditiveAttention, Attended, LocationGate
 from flowtron.model.encoder import length_mask
 
@@ -85,10 +86,10 @@ class Conditioner(nn.Module):
         original_padding: bool = False,
     ) -> None:
         super().__init__()
-        self.attention_lstm = nn.LSTM(n_mels, hidden, batch_first=True)
+        self.attention_lstm = LSTM(n_mels, hidden)
         self.attention = AdditiveAttention(hidden, encoded_dim, attention_dim)
         self.location = LocationGate(encoded_dim, original_padding) if location_sensitive else None
-        self.lstm = nn.LSTM(hidden + attention_dim, hidden, n_lstm_layers, batch_first=True)
+        self.lstm = LSTM(hidden + attention_dim, hidden, n_lstm_layers)
         self.dense = nn.ModuleList([nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)])
         self.output = nn.Linear(hidden, 2 * n_mels)
         self.gate = nn.Linear(hidden + attention_dim, 1) if has_gate else None
