@@ -120,7 +120,9 @@ class LSTM(nn.LSTM):
     Weights, names, initial values and results are the same; packed sequences go torch's way.
     """
 
-    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1) -> None:
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, batch_first: bool = True) -> None:
+        if not batch_first:
+            raise ValueError("This LSTM takes (B, T, I); use torch.nn.LSTM for frames first.")
         super().__init__(input_size, hidden_size, num_layers, batch_first=True)
 
     def forward(self, x: Any, state: tuple[Tensor, Tensor] | None = None) -> Any:

@@ -1,0 +1,377 @@
+// Free-running inference of one step of flow: all frames in one call, on one team of threads.
+//
+// A team's members own output columns of every matrix, so each weight is read once a frame, by one core, in the order
+// in which it lies, for all items of the batch. Letters: B items, T frames, N tokens, D mel channels, H hidden, A
+// attention, V value channels, L decoder LSTM layers.
+#include <cmath>
+
+#include "vector.hpp"
+
+using namespace flowtron;
+
+namespace {
+
+constexpr int WIDTH = 4 * LANES;  // columns of a packed panel: four gates of eight units, or 32 outputs
+constexpr int64_t DECODED = 256;  // rows of a panel that are decoded at a time for larger batches: 32 KB of float
+constexpr int ROWS = 3;           // items whose sums fit the registers together with a row of a panel
+
+typedef int8_t Bytes __attribute__((vector_size(LANES), aligned(1)));
+
+enum Kind : int64_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
+
+inline void decode(const float* p, Vec* w) {
+    for (int j = 0; j < 4; ++j) w[j] = load(p + j * LANES);
+}
+
+// Columns j and j + 8 share a word, the later one in its upper half.
+inline void decode(const uint16_t* p, Vec* w) {
+    for (int j = 0; j < 4; j += 2) {
+        const IntVec pair = *(const IntVec*)(p + j * LANES);
+        w[j] = (Vec)(pair << 16);
+        w[j + 1] = (Vec)(pair & (int32_t)0xffff0000);
+    }
+}
+
+inline void decode(const int8_t* p, Vec* w) {
+    for (int j = 0; j < 4; ++j)
+        w[j] = __builtin_convertvector(__builtin_convertvector(*(const Bytes*)(p + j * LANES), IntVec), Vec);
+}
+
+// sums (M, WIDTH) += scale · (x (M, K; rows stride apart) · panel (K, WIDTH)).
+template <int M, typename Weight>
+inline void multiply_rows(const float* x, int64_t stride, const Weight* panel, int64_t K, const float* scale,
+                          float* sums) {
+    Vec even[M][4] = {}, odd[M][4] = {};
+    int64_t k = 0;
+    if (M == 1) {
+        for (; k + 2 <= K; k += 2) {
+            Vec w[4], v[4];
+            decode(panel + k * WIDTH, w);
+            decode(panel + (k + 1) * WIDTH, v);
+            __builtin_prefetch(panel + k * WIDTH + 2048 / sizeof(Weight));
+            __builtin_prefetch(panel + k * WIDTH + (2048 + 64) / sizeof(Weight));
+            for (int j = 0; j < 4; ++j) even[0][j] += x[k] * w[j];
+            for (int j = 0; j < 4; ++j) odd[0][j] += x[k + 1] * v[j];
+        }
+    }
+    for (; k < K; ++k) {
+        Vec w[4];
+        decode(panel + k * WIDTH, w);
+        for (int j = 0; j < 4; ++j) pin(w[j]);
+        for (int m = 0; m < M; ++m)
+            for (int j = 0; j < 4; ++j) even[m][j] += x[m * stride + k] * w[j];
+    }
+    for (int m = 0; m < M; ++m) {
+        for (int j = 0; j < 4; ++j) {
+            Vec product = even[m][j];
+            if (M == 1) product += odd[m][j];
+            if (scale) product *= load(scale + j * LANES);
+            float* out = sums + m * WIDTH + j * LANES;
+            store(out, load(out) + product);
+        }
+    }
+}
+
+template <typename Weight>
+void multiply_few(const float* x, int64_t stride, const Weight* panel, int64_t B, int64_t K, const float* scale,
+                  float* sums) {
+    for (int64_t tiles = (B + ROWS - 1) / ROWS; tiles > 0; --tiles) {
+        const int64_t rows = B / tiles;
+        if (rows == 3) multiply_rows<3>(x, stride, panel, K, scale, sums);
+        else if (rows == 2) multiply_rows<2>(x, stride, panel, K, scale, sums);
+        else multiply_rows<1>(x, stride, panel, K, scale, sums);
+        B -= rows;
+        x += rows * stride;
+        sums += rows * WIDTH;
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// (K, columns) packed in panels (K, WIDTH) of one kind of number; a factor per column or null.
+struct Matrix {
+    const void* panels;
+    const float* scale;
+    int64_t K, columns, kind;
+};
+
+// Columns are grouped by eight units, four gates each. `context` has no panels where values are folded into it.
+struct Layer {
+    Matrix below, context, recurrent;
+    const float* bias;
+};
+
+struct Step {
+    int64_t B, T, N, D, H, A, V, L, threads;
+    double temperature, gate_threshold;  // NaN: never stop
+    Layer attention_lstm;
+    const Layer* lstm;  // (L)
+    Matrix query, dense0, dense1, output;
+    const float *dense0_bias, *dense1_bias, *output_bias;
+    const float *score, *keys;    // (A), (B, N, A): exp(2 key)
+    const float *values, *folded; // (B, N, V), (B, N, 4H): what a token adds to the first decoder layer; or null
+    const float *gate, *gate_tokens;  // (H), (B, N): what a token adds to the gate's logit, with its bias; or null
+    const uint8_t* mask;              // (B, N), true at tokens
+    const double* prior;              // (B, T, N) or null
+    const float* z;                   // (B, T, D)
+    float *x, *attention, *gate_logits;  // (B, T, D), (B, T, N), (B, T): out, zero from the start
+    int64_t* lengths;                    // (B): in, the most frames; out, frames after stopping
+};
+
+}
+
+namespace {
+
+// A member's share of one product: sums (B, WIDTH) of one panel.
+class Multiplier {
+   public:
+    explicit Multiplier(int64_t B) : B_(B), decoded_(DECODED * WIDTH) {}
+
+    void add(const Matrix& matrix, int64_t panel, const float* x, int64_t stride, float* sums) {
+        const int64_t at = panel * matrix.K * WIDTH;
+        const float* scale = matrix.scale ? matrix.scale + panel * WIDTH : nullptr;
+        if (matrix.kind == FLOAT32) add_panel((const float*)matrix.panels + at, matrix.K, scale, x, stride, sums);
+        if (matrix.kind == BFLOAT16) add_panel((const uint16_t*)matrix.panels + at, matrix.K, scale, x, stride, sums);
+        if (matrix.kind == INT8) add_panel((const int8_t*)matrix.panels + at, matrix.K, scale, x, stride, sums);
+    }
+
+   private:
+    template <typename Weight>
+    void add_panel(const Weight* panel, int64_t K, const float* scale, const float* x, int64_t stride, float* sums) {
+        if (B_ <= ROWS) return multiply_few(x, stride, panel, B_, K, scale, sums);
+        for (int64_t k = 0; k < K; k += DECODED) {
+            const int64_t rows = std::min(DECODED, K - k);
+            const float* plain = (const float*)(panel + k * WIDTH);
+            if (sizeof(Weight) != sizeof(float)) {
+                for (int64_t r = 0; r < rows; ++r) decode(panel + (k + r) * WIDTH, (Vec*)&decoded_[r * WIDTH]);
+                plain = decoded_.data();
+            }
+            multiply_few(x + k, stride, plain, B_, rows, scale, sums);
+        }
+    }
+
+    const int64_t B_;
+    std::vector<float> decoded_;
+};
+
+class Runner {
+   public:
+    explicit Runner(const Step& s)
+        : s(s),
+          barrier_((int)s.threads),
+          hidden_((s.L + 1) * 2 * s.B * s.H),
+          cell_((s.L + 1) * s.B * s.H),
+          asked_(s.B * s.A),
+          energy_(s.B * s.N),
+          context_(s.B * s.V),
+          first_(s.B * (s.H + WIDTH)),
+          second_(s.B * (s.H + WIDTH)),
+          coupling_(s.B * (2 * s.D + WIDTH)),
+          gate_(s.B) {}
+
+    void run() {
+        run_team((int)s.threads, [this](int member) { work(member); });
+    }
+
+   private:
+    // Hidden state of LSTM `layer`, 0 being the attention's, after frame t. Frames alternate between two buffers: a
+    // member writes its units while others still read the last frame's.
+    float* hidden(int64_t layer, int64_t t) { return &hidden_[(layer * 2 + (t & 1)) * s.B * s.H]; }
+
+    void run_layer(int64_t index, int64_t t, const Layer& layer, const float* below, int64_t stride,
+                   const float* attention, int member, Multiplier& multiplier, std::vector<float>& sums) {
+        const int64_t B = s.B, H = s.H;
+        const Share share(H / LANES, member, (int)s.threads);
+        for (int64_t group = share.first; group < share.last; ++group) {
+            for (int64_t b = 0; b < B; ++b)
+                std::memcpy(&sums[b * WIDTH], layer.bias + group * WIDTH, WIDTH * sizeof(float));
+            multiplier.add(layer.below, group, below, stride, sums.data());
+            if (layer.context.panels) multiplier.add(layer.context, group, context_.data(), s.V, sums.data());
+            if (attention) add_folded(attention, group, sums.data());
+            multiplier.add(layer.recurrent, group, hidden(index, t - 1), H, sums.data());
+            for (int64_t b = 0; b < B; ++b) {
+                const float* row = &sums[b * WIDTH];
+                const Vec i = sigmoid(load(row)), f = sigmoid(load(row + LANES));
+                const Vec g = tanh(load(row + 2 * LANES)), o = sigmoid(load(row + 3 * LANES));
+                float* c = &cell_[(index * B + b) * H + group * LANES];
+                const Vec next = f * load(c) + i * g;
+                store(c, next);
+                store(hidden(index, t) + b * H + group * LANES, o * tanh(next));
+            }
+        }
+        barrier_.wait();
+    }
+
+    void add_folded(const float* attention, int64_t group, float* sums) {
+        for (int64_t b = 0; b < s.B; ++b) {
+            Vec total[4];
+            for (int j = 0; j < 4; ++j) total[j] = load(sums + b * WIDTH + j * LANES);
+            for (int64_t n = 0; n < s.N; ++n) {
+                const float weight = attention[b * s.N + n];
+                if (weight < 1e-12f) continue;  // attention is mostly zero, and a row costs as much as any other
+                const float* row = s.folded + ((b * s.N + n) * 4 * s.H) + group * WIDTH;
+                for (int j = 0; j < 4; ++j) total[j] += weight * load(row + j * LANES);
+            }
+            for (int j = 0; j < 4; ++j) store(sums + b * WIDTH + j * LANES, total[j]);
+        }
+    }
+
+    enum Activation { NONE, TANH };
+
+    // out (B, padded columns) = activation(x · matrix + bias).
+    void run_dense(const Matrix& matrix, const float* bias, const float* x, int64_t stride, float* out,
+                   int64_t out_stride, Activation activation, int member, Multiplier& multiplier,
+                   std::vector<float>& sums) {
+        const Share share((matrix.columns + WIDTH - 1) / WIDTH, member, (int)s.threads);
+        for (int64_t panel = share.first; panel < share.last; ++panel) {
+            for (int64_t b = 0; b < s.B; ++b) {
+                for (int j = 0; j < WIDTH; ++j) sums[b * WIDTH + j] = bias ? bias[panel * WIDTH + j] : 0.f;
+            }
+            multiplier.add(matrix, panel, x, stride, sums.data());
+            const int64_t columns = std::min<int64_t>(WIDTH, out_stride - panel * WIDTH);
+            for (int64_t b = 0; b < s.B; ++b) {
+                for (int64_t j = 0; j < columns; j += LANES) {
+                    const Vec y = load(&sums[b * WIDTH + j]);
+                    store(out + b * out_stride + panel * WIDTH + j, activation == TANH ? tanh(y) : y);
+                }
+            }
+        }
+        barrier_.wait();
+    }
+
+    void score_tokens(int member) {
+        float total = 0;
+        for (int64_t a = 0; a < s.A; ++a) total += s.score[a];
+        const Share share(s.B * s.N, member, (int)s.threads);
+        for (int64_t row = share.first; row < share.last; ++row) {
+            if (!s.mask[row]) continue;
+            const float *q = &asked_[row / s.N * s.A], *k = s.keys + row * s.A;
+            Vec left = {}, right = {};
+            int64_t a = 0;
+            for (; a + 2 * LANES <= s.A; a += 2 * LANES) {
+                left += load(s.score + a) / (1 + load(q + a) * load(k + a));
+                right += load(s.score + a + LANES) / (1 + load(q + a + LANES) * load(k + a + LANES));
+            }
+            if (a < s.A) left += load(s.score + a) / (1 + load(q + a) * load(k + a));
+            energy_[row] = total - 2 * sum(left + right);
+        }
+        barrier_.wait();
+    }
+
+    // Every member computes all weights, in a buffer of its own: cheaper than meeting once more.
+    void attend(int64_t t, float* attention) {
+        for (int64_t b = 0; b < s.B; ++b) {
+            const float* e = &energy_[b * s.N];
+            const uint8_t* mask = s.mask + b * s.N;
+            float* out = attention + b * s.N;
+            float highest = -INFINITY;
+            for (int64_t n = 0; n < s.N; ++n)
+                if (mask[n]) highest = std::max(highest, e[n]);
+            double total = 0;
+            for (int64_t n = 0; n < s.N; ++n) {
+                out[n] = mask[n] ? std::exp((e[n] - highest) / (float)s.temperature) : 0.f;
+                total += out[n];
+            }
+            if (!s.prior) {
+                for (int64_t n = 0; n < s.N; ++n) out[n] = (float)(out[n] / total);
+                continue;
+            }
+            const double* prior = s.prior + (b * s.T + t) * s.N;
+            double sum = 0;
+            for (int64_t n = 0; n < s.N; ++n)
+                if (mask[n]) sum += (out[n] / total + 1e-20) * prior[n];
+            for (int64_t n = 0; n < s.N; ++n)
+                out[n] = mask[n] ? (float)((out[n] / total + 1e-20) * prior[n] / sum) : 0.f;
+        }
+    }
+
+    void work(int member) {
+        const int64_t B = s.B, H = s.H, D = s.D;
+        const bool first = member == 0;
+        Multiplier multiplier(B);
+        std::vector<float> sums(B * WIDTH), previous(B * D), attention(B * s.N);
+        std::vector<int64_t> lengths(s.lengths, s.lengths + B);
+        barrier_.wait();
+        const int64_t dense = (H + WIDTH - 1) / WIDTH * WIDTH, coupling = (2 * D + WIDTH - 1) / WIDTH * WIDTH;
+        for (int64_t t = 0; t < s.T; ++t) {
+            if (*std::max_element(lengths.begin(), lengths.end()) <= t) break;
+            run_layer(0, t, s.attention_lstm, previous.data(), D, nullptr, member, multiplier, sums);
+            const float* asking = hidden(0, t);
+            if (first && s.gate) {
+                for (int64_t b = 0; b < B; ++b) {
+                    Vec total = {};
+                    for (int64_t k = 0; k < H; k += LANES) total += load(s.gate + k) * load(asking + b * H + k);
+                    gate_[b] = sum(total);
+                }
+            }
+            run_dense(s.query, nullptr, asking, H, asked_.data(), s.A, NONE, member, multiplier, sums);
+            exponential(member);
+            score_tokens(member);
+            attend(t, attention.data());
+            if (!s.folded) {
+                attend_values(attention.data(), member);
+                barrier_.wait();
+            }
+            if (s.gate) {
+                for (int64_t b = 0; b < B; ++b) {
+                    double logit = gate_[b];
+                    for (int64_t n = 0; n < s.N; ++n) logit += attention[b * s.N + n] * s.gate_tokens[b * s.N + n];
+                    if (first && t < lengths[b]) s.gate_logits[b * s.T + t] = (float)logit;
+                    const bool stops = 1 / (1 + std::exp(-logit)) > s.gate_threshold;
+                    if (stops && lengths[b] > t) lengths[b] = t + 1;
+                }
+            }
+            for (int64_t layer = 0; layer < s.L; ++layer)
+                run_layer(layer + 1, t, s.lstm[layer], hidden(layer, t), H,
+                          layer == 0 && s.folded ? attention.data() : nullptr, member, multiplier, sums);
+            run_dense(s.dense0, s.dense0_bias, hidden(s.L, t), H, first_.data(), dense, TANH, member, multiplier,
+                      sums);
+            run_dense(s.dense1, s.dense1_bias, first_.data(), dense, second_.data(), dense, TANH, member, multiplier,
+                      sums);
+            run_dense(s.output, s.output_bias, second_.data(), dense, coupling_.data(), coupling, NONE, member,
+                      multiplier, sums);
+            for (int64_t b = 0; b < B; ++b) {
+                const float *log_scale = &coupling_[b * coupling], *shift = log_scale + D;
+                const float* z = s.z + (b * s.T + t) * D;
+                for (int64_t d = 0; d < D; ++d) previous[b * D + d] = (z[d] - shift[d]) * std::exp(-log_scale[d]);
+                if (!first || t >= lengths[b]) continue;
+                std::memcpy(s.x + (b * s.T + t) * D, &previous[b * D], D * sizeof(float));
+                std::memcpy(s.attention + (b * s.T + t) * s.N, &attention[b * s.N], s.N * sizeof(float));
+            }
+        }
+        barrier_.wait();
+        if (first) std::copy(lengths.begin(), lengths.end(), s.lengths);
+    }
+
+    // exp(2 query) in place; see attention.cpp.
+    void exponential(int member) {
+        const Share share(s.B * s.A / LANES, member, (int)s.threads);
+        for (int64_t i = share.first * LANES; i < share.last * LANES; i += LANES)
+            store(&asked_[i], exp(2 * larger(smaller(load(&asked_[i]), splat(20)), splat(-20))));
+        barrier_.wait();
+    }
+
+    void attend_values(const float* attention, int member) {
+        const Share share(s.V, member, (int)s.threads);
+        for (int64_t b = 0; b < s.B; ++b) {
+            float* out = &context_[b * s.V];
+            std::fill(out + share.first, out + share.last, 0.f);
+            for (int64_t n = 0; n < s.N; ++n) {
+                const float weight = attention[b * s.N + n];
+                if (weight < 1e-12f) continue;
+                const float* row = s.values + (b * s.N + n) * s.V;
+                for (int64_t v = share.first; v < share.last; ++v) out[v] += weight * row[v];
+            }
+        }
+    }
+
+    const Step& s;
+    Barrier barrier_;
+    std::vector<float> hidden_, cell_, asked_, energy_, context_, first_, second_, coupling_, gate_;
+};
+
+}  // namespace
+
+extern "C" void run_step(const Step* step) { Runner(*step).run(); }
