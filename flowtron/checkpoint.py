@@ -3,14 +3,13 @@
     model.safetensors   the weights
     model.json          format_version, kind, config, symbols, cleaners, speakers, audio, step, metrics, weights' hash
 
+A vocoder's folder holds vocoder.safetensors and vocoder.json likewise, with its architecture in place of a config.
 Nothing that is read here can run code. docs/CHECKPOINTS.md describes every field.
 """
 
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowtron.audio import AudioSettings
 from flowtron.config import Config, parse_config
 from flowtron.errors import InputError
 from flowtron.model import Flowtron, build_model
-from flowtron.tensorfile import brief, pack, read_json, read_tensors, replace_folder
+from flowtron.tensorfile import brief, pack, read_json, read_tensors, replace_folder, replaced_file
 from flowtron.torchfile import check_archive
 
 FORMAT_VERSION = 1
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
+VOCODER_DESCRIPTION, VOCODER_WEIGHTS = "vocoder.json", "vocoder.safetensors"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,18 @@ class LoadedModel:
     step: int = 0
     metrics: dict[str, float | None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class VocoderFile:
+    """A vocoder's folder: its kind, what is needed to build it, its weights and the mels that it expects."""
+
+    kind: str
+    architecture: dict[str, Any]
+    state: dict[str, Tensor]
+    audio: AudioSettings
+    step: int
+    notes: list[str]
 
 
 def save_model(
@@ -72,25 +85,32 @@ def save_model(
     """
     folder = Path(folder)
     weights = pack(model.state_dict(), dtype)
-    audio = config.audio_settings().fingerprint()
     description = {
-        "format": "flowtron",
-        "format_version": FORMAT_VERSION,
         "kind": "flowtron",
         "step": step,
         "metrics": {name: value if math.isfinite(value) else None for name, value in (metrics or {}).items()},
         "speakers": list(speakers),
-        "audio": audio,
+        "audio": config.audio_settings().fingerprint(),
         "cleaners": list(config.data.text_cleaners),
         "symbols": list(symbols),
         "notes": list(notes),
         "dtype": str(dtype or next(model.parameters()).dtype).removeprefix("torch."),
-        "weights": {"file": WEIGHTS, "bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()},
         "config": config.to_json(),
     }
-    text = json.dumps(description, indent=1, ensure_ascii=False, allow_nan=False)
-    replace_folder(folder, {WEIGHTS: weights, DESCRIPTION: f"{text}\n".encode()}, own=DESCRIPTION)
+    save_description(folder, description, weights, (DESCRIPTION, WEIGHTS))
     return folder
+
+
+def save_description(folder: Path, description: Mapping[str, Any], weights: bytes, names: tuple[str, str]) -> None:
+    """Write a folder of a description and weights, the weights' size and hash noted in the description."""
+    described = {
+        "format": "flowtron",
+        "format_version": FORMAT_VERSION,
+        **description,
+        "weights": {"file": names[1], "bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()},
+    }
+    text = json.dumps(described, indent=1, ensure_ascii=False, allow_nan=False)
+    replace_folder(folder, {names[1]: weights, names[0]: f"{text}\n".encode()}, own=names[0])
 
 
 def check_version(path: Path, description: Mapping[str, Any], newest: int = FORMAT_VERSION) -> None:
@@ -114,7 +134,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     """
     if folder.is_file():
         raise InputError(f"{folder}: a file, not a checkpoint folder; make one of it with `flowtron convert`.")
-    if (folder / "vocoder.json").is_file():
+    if (folder / VOCODER_DESCRIPTION).is_file():
         raise InputError(f"{folder}: a vocoder, not a voice; give it as the vocoder.")
     path = folder / DESCRIPTION
     description = read_json(path, "model description")
@@ -147,8 +167,11 @@ def fill(config: Config, state: Mapping[str, Tensor], origin: Path) -> Flowtron:
     # A number in a file must not make a machine allocate or loop without weights to show for it.
     if config.model.n_flows > len(state) or config.model.n_lstm_layers > len(state):
         raise InputError(f"{origin}: {len(state)} weights are too few for its n_flows or n_lstm_layers; get it anew.")
-    with torch.device("meta"):
-        model = build_model(config.model)
+    try:
+        with torch.device("meta"):
+            model = build_model(config.model)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise InputError(f"{origin}: no model has such sizes ({brief(error)}); get it anew.") from None
     expected = model.state_dict()
     for name in sorted({*expected, *state}):
         if name not in state:
@@ -207,25 +230,74 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     return flowtron_weights(Path(path))
 
 
+def save_vocoder(
+    folder: str | Path,
+    kind: str,
+    architecture: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    audio: AudioSettings,
+    *,
+    step: int = 0,
+    notes: Iterable[str] = (),
+) -> Path:
+    """Write a vocoder's folder.
+
+    Args:
+        folder: to write; an older one is replaced.
+        kind: such as "waveglow".
+        architecture: what is needed to build it, as JSON values.
+        state: its weights by name, written bit for bit.
+        audio: the mels that it was trained on.
+        step: training iteration.
+        notes: what a reader should know.
+
+    Raises:
+        InputError: the folder cannot be written or is something else.
+    """
+    folder = Path(folder)
+    description = {
+        "kind": kind,
+        "step": step,
+        "audio": audio.fingerprint(),
+        "notes": list(notes),
+        "architecture": dict(architecture),
+    }
+    save_description(folder, description, pack(state), (VOCODER_DESCRIPTION, VOCODER_WEIGHTS))
+    return folder
+
+
+def read_vocoder(path: str | Path) -> VocoderFile:
+    """Read a vocoder's folder.
+
+    Raises:
+        InputError: it is missing, truncated, altered, or of a version not read here.
+    """
+    folder = Path(path)
+    file = folder / VOCODER_DESCRIPTION
+    description = read_json(file, "vocoder description")
+    check_version(file, description)
+    types = {"kind": str, "architecture": dict, "audio": dict, "notes": list, "step": int, "weights": dict}
+    for name, kind in types.items():
+        if not isinstance(description.get(name), kind):
+            raise InputError(f"{file}: '{name}' is no {kind.__name__}; the file was altered, get it anew.")
+    try:
+        audio = AudioSettings(**description["audio"])
+    except TypeError as error:
+        raise InputError(f"{file}: 'audio' holds no audio settings ({brief(error)}); get it anew.") from None
+    state = read_tensors(folder / VOCODER_WEIGHTS, str(description["weights"].get("sha256")))
+    return VocoderFile(
+        description["kind"], description["architecture"], state, audio, description["step"], description["notes"]
+    )
+
+
 def save_training_state(path: str | Path, state: dict[str, Any]) -> None:
     """Write what a run needs to go on: tensors, numbers, text and containers of them. Atomic.
 
     Raises:
         InputError: it cannot be written.
     """
-    path = Path(path).resolve()
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"{path}: cannot be written ({brief(error)}); free some space or choose another.") from None
+    with replaced_file(Path(path)) as file:
+        torch.save(state, file)
 
 
 def load_training_state(path: str | Path) -> dict[str, Any]:

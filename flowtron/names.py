@@ -104,6 +104,23 @@ def from_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def from_tacotron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take a Tacotron 2's text encoder by our names; its batch norm's scale and offset become instance norm's.
+
+    Raises:
+        InputError: it has no text encoder.
+    """
+    running = ("running_mean", "running_var", "num_batches_tracked")
+    taken = {
+        name: value
+        for name, value in state.items()
+        if name.startswith(("embedding.", "encoder.")) and not name.endswith(running)
+    }
+    if "embedding.weight" not in taken:
+        raise InputError("there is no weight 'embedding.weight'; give a checkpoint of a Tacotron 2.")
+    return from_original(taken)
+
+
 def to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename our weights to the original's: the inverse of `from_original`, bit for bit.
 

@@ -1,14 +1,15 @@
 """Files of tensors and their descriptions: read with every size checked first, written in one go."""
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors.torch
 import torch
@@ -127,6 +128,38 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
         raise InputError(f"{path}: not a readable safetensors file ({brief(error)}); get it anew.") from None
 
 
+def _usual_mode(path: Path, mode: int) -> None:
+    """Give a temporary file or folder, made private, the mode that any other would have."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(mode & ~mask)
+
+
+@contextlib.contextmanager
+def replaced_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that takes the place of `path` when it is complete, and never before.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    path = path.resolve()
+    temporary = path
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        _usual_mode(temporary, 0o666)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path}: cannot be written ({brief(error)}); choose another place.") from None
+    finally:
+        if temporary != path:
+            temporary.unlink(missing_ok=True)
+
+
 def replace_folder(folder: Path, files: Mapping[str, bytes], own: str) -> None:
     """Write a folder in one go: a reader sees the old folder or the new one, never a part.
 
@@ -153,9 +186,7 @@ def replace_folder(folder: Path, files: Mapping[str, bytes], own: str) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o777 & ~mask)
+        _usual_mode(temporary, 0o777)
         if folder.exists():
             folder.rename(old)
         temporary.rename(folder)

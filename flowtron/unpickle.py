@@ -263,7 +263,7 @@ def check_instructions(stream: io.BytesIO) -> None:
             memo[index] = depths[-1]
             continue
         if name in ("BINGET", "LONG_BINGET"):
-            depth = memo[int(str(argument))]
+            depth = memo[int(argument or 0)]
         elif name in ("APPENDS", "SETITEMS", "ADDITEMS"):
             del depths[marks.pop() :]
             continue
