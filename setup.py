@@ -1,5 +1,7 @@
 """Package metadata; tool settings live in pyproject.toml."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 EXTRAS = {
@@ -25,7 +27,7 @@ setup(
     name="flowtron",
     version="0.1.0",
     description="Text-to-speech with an autoregressive normalizing flow",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",

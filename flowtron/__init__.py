@@ -1,3 +1,29 @@
 """Flowtron: text-to-speech with an autoregressive normalizing flow (Valle et al. 2020, arXiv 2005.05957)."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flowtron.synthesizer import Synthesizer
+
+__all__ = ["load"]
 __version__ = "0.1.0"
+
+
+def load(path: str | Path, vocoder: str | Path = "griffin_lim", device: str = "cpu") -> "Synthesizer":
+    """Load a voice: a checkpoint folder, or the name of a bundled one.
+
+    Args:
+        path: the folder or name.
+        vocoder: 'griffin_lim' or a vocoder's folder.
+        device: where to compute.
+
+    Returns:
+        An object that, called with a text, gives speech.
+
+    Raises:
+        InputError: there is no such voice or vocoder.
+    """
+    from flowtron.synthesizer import Synthesizer  # torch is slow to import, and not needed to ask for the version
+
+    return Synthesizer.load(path, vocoder, device)

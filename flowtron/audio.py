@@ -88,7 +88,7 @@ def magnitudes(wav: Tensor, settings: AudioSettings) -> Tensor:
     return torch.hypot(cosines, sines).transpose(1, 2).reshape(*wav.shape[:-1], -1, frames.shape[1])
 
 
-def log_mel(wav: Tensor, settings: AudioSettings = AudioSettings()) -> Tensor:  # noqa: B008 - frozen
+def log_mel(wav: Tensor, settings: AudioSettings = AudioSettings()) -> Tensor:
     """Return the log-mel spectrogram: ln max(mel_filters · |STFT|, 1e-5).
 
     Computed in float64, for the sake of quiet channels, and returned in the type of wav.
@@ -111,7 +111,7 @@ def _pseudo_inverse(settings: AudioSettings) -> Tensor:
     return torch.linalg.pinv(mel_filters(settings).double()).float()
 
 
-def mel_to_magnitude(mel: Tensor, settings: AudioSettings = AudioSettings(), n_iter: int = 8) -> Tensor:  # noqa: B008
+def mel_to_magnitude(mel: Tensor, settings: AudioSettings = AudioSettings(), n_iter: int = 8) -> Tensor:
     """Return magnitudes (..., n_bins, T_mel) whose log-mel is close to mel (..., n_mels, T_mel).
 
     The pseudo-inverse, clipped at zero, then multiplicative updates of non-negative least squares,

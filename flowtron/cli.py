@@ -12,7 +12,9 @@ from flowtron.errors import InputError
 def add_say(parser: argparse.ArgumentParser) -> None:
     """Options of `flowtron say`."""
     parser.add_argument("text", nargs="*", help="what to say; standard input when absent")
-    parser.add_argument("-m", "--model", default="", help="checkpoint folder or bundled voice; a bundled voice if absent")
+    parser.add_argument(
+        "-m", "--model", default="", help="checkpoint folder or bundled voice; a bundled voice if absent"
+    )
     parser.add_argument("-v", "--vocoder", default="griffin_lim", help="vocoder: a name or a folder")
     parser.add_argument("-i", "--speaker", default=None, help="speaker by name or number")
     parser.add_argument("-s", "--sigma", type=float, default=None, help="standard deviation of z")

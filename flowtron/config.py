@@ -153,10 +153,10 @@ class DistConfig(Section):
 class Config(Section):
     """The whole config. In JSON the sections are train_config, data_config, dist_config and model_config."""
 
-    train: TrainConfig = Field(default_factory=TrainConfig, alias="train_config")
-    data: DataConfig = Field(default_factory=DataConfig, alias="data_config")
-    dist: DistConfig = Field(default_factory=DistConfig, alias="dist_config")
-    model: ModelConfig = Field(default_factory=ModelConfig, alias="model_config")
+    train: TrainConfig = Field(TrainConfig(), alias="train_config")
+    data: DataConfig = Field(DataConfig(), alias="data_config")
+    dist: DistConfig = Field(DistConfig(), alias="dist_config")
+    model: ModelConfig = Field(ModelConfig(), alias="model_config")
 
     def audio_settings(self) -> AudioSettings:
         """Return the mel settings that the model is trained on."""

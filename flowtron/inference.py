@@ -1,17 +1,24 @@
-"""Synthesis: tokens → durations → z → mel → wav, for one text or many.
+"""Synthesis: tokens → durations → z → mel, for a batch; and the original's command line.
+
+    python -m flowtron.inference -f MODEL -t "Hello." -i 0 -s 0.5 -o results/
 
 Letters: B batch, T_mel frames, T_text tokens, D mel channels.
 """
 
+import argparse
 import hashlib
+import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from flowtron.alignment import AlignmentReport, alignment_report
+from flowtron.errors import InputError
 from flowtron.model import Flowtron, FlowtronSample
 from flowtron.model.aligner import monotonic_durations, path_prior
 from flowtron.model.flow import reverse_frames
@@ -91,7 +98,12 @@ def pad_tokens(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
 
 
 def predict_durations(
-    model: Flowtron, tokens: Tensor, token_lengths: Tensor, speaker_id: Tensor, seeds: Sequence[int], options: SamplingOptions
+    model: Flowtron,
+    tokens: Tensor,
+    token_lengths: Tensor,
+    speaker_id: Tensor,
+    seeds: Sequence[int],
+    options: SamplingOptions,
 ) -> Tensor:
     """Draw the durations (B, T_text) in frames of a batch."""
     assert model.duration_predictor is not None
@@ -109,7 +121,7 @@ def predict_durations(
 def synthesize_mels(
     model: Flowtron,
     utterances: Sequence[Utterance],
-    options: SamplingOptions = SamplingOptions(),  # noqa: B008 - frozen
+    options: SamplingOptions = SamplingOptions(),
     z: Sequence[Tensor] | None = None,
     attention: Sequence[Tensor] | None = None,
 ) -> list[Synthesized]:
@@ -185,3 +197,62 @@ def _split(
             )
         )
     return results
+
+
+def speak_to_folder(options: argparse.Namespace) -> list[Path]:
+    """Do what the original's inference script does; return the files written."""
+    from flowtron.convert import convert
+    from flowtron.plots import attention_figure, mel_figure
+    from flowtron.synthesizer import Synthesizer
+
+    path = Path(options.flowtron_path)
+    with tempfile.TemporaryDirectory() as folder:
+        if path.is_file() and path.suffix not in {".json", ".safetensors"}:
+            converted = Path(folder) / "model"
+            convert(path, converted, options.config)
+            path = converted
+        voice = Synthesizer.load(path, options.waveglow_path or "griffin_lim")
+    speech = voice(
+        options.text,
+        speaker=options.id,
+        sigma=options.sigma,
+        seed=options.seed,
+        max_frames=options.n_frames,
+        gate_threshold=options.gate,
+    )
+    output = Path(options.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    stem = f"sid{options.id}_sigma{options.sigma}"
+    written = [speech.save(output / f"{stem}.wav")]
+    for k, attention in enumerate(speech.attention):
+        written.append(output / f"{stem}_attnlayer{k}.png")
+        attention_figure([attention], [f"attention of step {k}"]).savefig(written[-1])
+    written.append(output / f"{stem}_mel.png")
+    mel_figure([speech.mel], [options.text]).savefig(written[-1])
+    return written
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code."""
+    parser = argparse.ArgumentParser(prog="flowtron.inference", description="Speak with the original's flags.")
+    parser.add_argument("-c", "--config", default=None, help="JSON config of a checkpoint of the original")
+    parser.add_argument("-f", "--flowtron_path", required=True, help="checkpoint, ours or the original's")
+    parser.add_argument("-w", "--waveglow_path", default=None, help="vocoder folder; Griffin-Lim when absent")
+    parser.add_argument("-t", "--text", required=True)
+    parser.add_argument("-i", "--id", default="0", help="speaker by name or number")
+    parser.add_argument("-n", "--n_frames", type=int, default=None, help="limit of mel frames; by the text when absent")
+    parser.add_argument("-o", "--output_dir", default="results/")
+    parser.add_argument("-s", "--sigma", type=float, default=0.5, help="standard deviation of z")
+    parser.add_argument("-g", "--gate", type=float, default=0.5, help="gate probability that ends the utterance")
+    parser.add_argument("--seed", type=int, default=1234)
+    try:
+        for path in speak_to_folder(parser.parse_args(arguments)):
+            print(path)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -42,7 +42,9 @@ class Objective(nn.Module):
     beta-binomial prior, which fades out after `attn_prior_full_iters`.
     """
 
-    def __init__(self, model: Flowtron, config: TrainConfig, scaling_factor: float = 1.0, use_prior: bool = True) -> None:
+    def __init__(
+        self, model: Flowtron, config: TrainConfig, scaling_factor: float = 1.0, use_prior: bool = True
+    ) -> None:
         super().__init__()
         self.model, self.config = model, config
         self.scaling_factor, self.use_prior = scaling_factor, use_prior

@@ -1,8 +1,8 @@
 """The object that speaks: text in, speech out, for one text or many, short or long.
 
-    import flowtron
-    voice = flowtron.load("runs/demo/checkpoints/00010000")
-    voice("Hello.", speaker="heart", sigma=0.667, seed=1).save("hello.wav")
+import flowtron
+voice = flowtron.load("runs/demo/checkpoints/00010000")
+voice("Hello.", speaker="heart", sigma=0.667, seed=1).save("hello.wav")
 """
 
 from collections.abc import Iterator, Sequence
@@ -91,10 +91,10 @@ class Synthesizer:
             return 0
         if str(speaker) in self.speakers:
             return self.speakers.index(str(speaker))
-        if isinstance(speaker, int) or str(speaker).isdigit():
-            if int(speaker) < max(len(self.speakers), self.model.speaker_embedding.num_embeddings):
-                return int(speaker)
-        names = ", ".join(self.speakers[:20]) or f"numbers below {self.model.speaker_embedding.num_embeddings}"
+        n_speakers = self.model.speaker_embedding.num_embeddings
+        if str(speaker).isdigit() and int(speaker) < n_speakers:
+            return int(speaker)
+        names = ", ".join(self.speakers[:20]) or f"numbers below {n_speakers}"
         raise InputError(f"speaker {speaker!r} is not one of this model's ({names}); choose one of them.")
 
     @overload
@@ -102,7 +102,7 @@ class Synthesizer:
     @overload
     def __call__(self, text: list[str], **options: object) -> list[Speech]: ...
 
-    def __call__(self, text, speaker=None, sigma=DEFAULT_SIGMA, seed=1234, attempts=2, **options):  # type: ignore[no-untyped-def]
+    def __call__(self, text, speaker=None, sigma=DEFAULT_SIGMA, seed=1234, attempts=2, **options):
         """Speak a text, or each of a list of texts.
 
         Args:
@@ -125,7 +125,12 @@ class Synthesizer:
         return joined[0] if isinstance(text, str) else joined
 
     def stream(
-        self, text: str, speaker: str | int | None = None, sigma: float = DEFAULT_SIGMA, seed: int = 1234, attempts: int = 2
+        self,
+        text: str,
+        speaker: str | int | None = None,
+        sigma: float = DEFAULT_SIGMA,
+        seed: int = 1234,
+        attempts: int = 2,
     ) -> Iterator[Speech]:
         """Speak a text sentence by sentence, each as soon as it is ready, in bounded memory.
 
@@ -143,7 +148,9 @@ class Synthesizer:
             sampling = SamplingOptions(sigma=sigma, **options)  # type: ignore[arg-type]
         except TypeError:
             known = ", ".join(SamplingOptions.__dataclass_fields__)
-            raise InputError(f"{', '.join(options)}: not all are options of sampling ({known}); correct them.") from None
+            raise InputError(
+                f"{', '.join(options)}: not all are options of sampling ({known}); correct them."
+            ) from None
         if sampling.rate <= 0:
             raise InputError(f"rate is {sampling.rate}, but speech needs a positive one; give for example 1.2.")
         return sampling
@@ -178,7 +185,13 @@ class Synthesizer:
         ]
 
     def _speech(
-        self, text: str, speaker: str, tokenized: TokenizedText, result: Synthesized, options: SamplingOptions, seed: int
+        self,
+        text: str,
+        speaker: str,
+        tokenized: TokenizedText,
+        result: Synthesized,
+        options: SamplingOptions,
+        seed: int,
     ) -> Speech:
         with torch.inference_mode():
             wav = self.vocoder(result.mel[None].float())[0].cpu().numpy()

@@ -79,7 +79,7 @@ def check_archive(path: Path) -> None:
 def read_stream(path: Path, file: BinaryIO) -> Any:
     """Read the stream of pickles of PyTorch before 1.6: magic number, version, system, object, keys, then storages."""
     size = path.stat().st_size
-    stream = io.BytesIO(file.read(MAX_PICKLE_BYTES))
+    stream = io.BytesIO(file.read(min(size, MAX_PICKLE_BYTES)))
     storages: dict[str, Storage] = {}
 
     def storage(key: str, dtype: torch.dtype, count: int) -> Storage:

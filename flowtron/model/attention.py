@@ -85,10 +85,11 @@ class LocationGate(nn.Module):
 
     def __init__(self, encoded_dim: int, original_padding: bool = False) -> None:
         super().__init__()
-        self.convs = nn.ModuleList([nn.Conv1d(2, 32, 5, padding=2), nn.Conv1d(32, encoded_dim, 3, padding=1)])
+        hidden, out = nn.Conv1d(2, 32, 5, padding=2), nn.Conv1d(32, encoded_dim, 3, padding=1)
+        self.convs = nn.ModuleList([hidden, out])
         self.original_padding = original_padding
-        nn.init.xavier_uniform_(self.convs[0].weight, gain=nn.init.calculate_gain("relu"))
-        nn.init.xavier_uniform_(self.convs[1].weight, gain=nn.init.calculate_gain("sigmoid"))
+        nn.init.xavier_uniform_(hidden.weight, gain=nn.init.calculate_gain("relu"))
+        nn.init.xavier_uniform_(out.weight, gain=nn.init.calculate_gain("sigmoid"))
 
     def forward(self, cumulative: Tensor, previous: Tensor, token_mask: Tensor) -> Tensor:
         """Return the gate (B, T_text, C) from weights (B, T_text) summed so far and of the last frame.

@@ -40,13 +40,12 @@ class ConvEncoder(nn.Module):
     def __init__(self, in_channels: int, channels: int, n_convs: int, kernel_size: int, dropout: float) -> None:
         super().__init__()
         widths = [in_channels] + [channels] * n_convs
-        self.convs = nn.ModuleList(
-            nn.Conv1d(wide, channels, kernel_size, padding=kernel_size // 2) for wide in widths[:-1]
-        )
+        convs = [nn.Conv1d(wide, channels, kernel_size, padding=kernel_size // 2) for wide in widths[:-1]]
+        self.convs = nn.ModuleList(convs)
         self.norms = nn.ModuleList(MaskedInstanceNorm(channels) for _ in self.convs)
         self.dropout = nn.Dropout(dropout)
         self.lstm = nn.LSTM(channels, channels // 2, batch_first=True, bidirectional=True)
-        for conv in self.convs:
+        for conv in convs:
             nn.init.xavier_uniform_(conv.weight, gain=nn.init.calculate_gain("relu"))
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:

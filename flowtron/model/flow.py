@@ -90,10 +90,11 @@ class Conditioner(nn.Module):
         self.attention = AdditiveAttention(hidden, encoded_dim, attention_dim)
         self.location = LocationGate(encoded_dim, original_padding) if location_sensitive else None
         self.lstm = LSTM(hidden + attention_dim, hidden, n_lstm_layers)
-        self.dense = nn.ModuleList([nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)])
+        dense = [nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)]
+        self.dense = nn.ModuleList(dense)
         self.output = nn.Linear(hidden, 2 * n_mels)
         self.gate = nn.Linear(hidden + attention_dim, 1) if has_gate else None
-        for layer in self.dense:
+        for layer in dense:
             nn.init.xavier_uniform_(layer.weight, gain=nn.init.calculate_gain("tanh"))
         # Zero output means log_scale = shift = 0: an untrained flow is the identity.
         nn.init.zeros_(self.output.weight)

@@ -68,16 +68,12 @@ class Flowtron(nn.Module):
         self.text_encoder = text_encoder
         self.speaker_embedding = speaker_embedding
         self.flows = nn.ModuleList(flows)
+        self.n_mels = flows[0].conditioner.attention_lstm.input_size
         self.mel_encoder = mel_encoder
         self.mixture = mixture
         self.aligner = aligner
         self.duration_predictor = duration_predictor
         self.dummy_speaker = dummy_speaker
-
-    @property
-    def n_mels(self) -> int:
-        """Mel channels D."""
-        return self.flows[0].conditioner.attention_lstm.input_size
 
     @property
     def reads_backward_first(self) -> bool:
@@ -172,7 +168,9 @@ class Flowtron(nn.Module):
                 attention=None if attention is None else attention[index][:, :size],
                 temperature=temperature,
             )
-            x, aux = self.flows[index].inverse(x, context, gate_threshold=gate_threshold if is_last else None)
+            flow = self.flows[index]
+            assert isinstance(flow, AffineFlow | TimeReversed)
+            x, aux = flow.inverse(x, context, gate_threshold=gate_threshold if is_last else None)
             lengths = aux.lengths
             gate_logits = aux.gate_logits if is_last else gate_logits
             attentions.insert(0, aux.attention)
