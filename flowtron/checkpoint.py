@@ -10,13 +10,14 @@ Nothing that is read here can run code. docs/CHECKPOINTS.md describes every fiel
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from flowtron.audio import AudioSettings
 from flowtron.config import Config, parse_config
@@ -158,6 +159,25 @@ def read_weights(folder: Path, description: Mapping[str, Any]) -> dict[str, Tens
     return {name: value.float() if value.dtype in half else value for name, value in state.items()}
 
 
+class ShapesOnly(TorchFunctionMode):
+    """Leaves out what gives new weights their values, on the meta device, where there are none.
+
+    There it would also import torch's symbolic machinery, which takes seconds.
+    """
+
+    FILLS = frozenset({"normal_", "uniform_", "kaiming_uniform_", "xavier_uniform_", "orthogonal_", "__setitem__"})
+    INDICES = frozenset({"arange", "randperm"})
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Call a function of torch, or return its first argument as it is."""
+        name = getattr(function, "__name__", "")
+        if name in self.FILLS:
+            return args[0] if args else None
+        return function(*args, **{**(kwargs or {}), **({"device": "cpu"} if name in self.INDICES else {})})
+
+
 def fill(config: Config, state: Mapping[str, Tensor], origin: Path) -> Flowtron:
     """Build the model of a config with the given weights, after checking that each fits.
 
@@ -168,7 +188,7 @@ def fill(config: Config, state: Mapping[str, Tensor], origin: Path) -> Flowtron:
     if config.model.n_flows > len(state) or config.model.n_lstm_layers > len(state):
         raise InputError(f"{origin}: {len(state)} weights are too few for its n_flows or n_lstm_layers; get it anew.")
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), ShapesOnly():
             model = build_model(config.model)
     except (RuntimeError, TypeError, OverflowError) as error:
         raise InputError(f"{origin}: no model has such sizes ({brief(error)}); get it anew.") from None

@@ -113,7 +113,7 @@ CALLS = {
     "eval": lambda: Reduced(eval, "open('executed', 'w')"),
     "exec": lambda: Reduced(exec, "open('executed', 'w')"),
     "open": lambda: Reduced(open, "executed", "w"),
-    "getattr": lambda: Reduced(getattr, os, "system"),
+    "getattr": lambda: Reduced(getattr, "text", "upper"),
     "mkdir": lambda: Reduced(os.mkdir, "executed"),
     "torch.load": lambda: Reduced(torch.load, "other.pt"),
     "_load_from_bytes": lambda: Reduced(torch.storage._load_from_bytes, pickle.dumps(Reduced(os.system, COMMAND))),
@@ -267,7 +267,7 @@ def test_two_entries_of_one_name_are_refused():
 
 
 def test_compressed_entries_are_refused():
-    refused(rewritten(lambda entries: entries, compression=zipfile.ZIP_DEFLATED), "larger than itself")
+    refused(rewritten(lambda entries: entries, compression=zipfile.ZIP_DEFLATED), "compressed")
     bomb = archive(program(b"N"), {"0": b"\0" * (1 << 28)}, compression=zipfile.ZIP_DEFLATED)
     assert Path(bomb).stat().st_size < 1 << 20
     refused(bomb, "larger than itself")
