@@ -64,7 +64,7 @@ def convert(source: str | Path, target: str | Path, config: str | Path | None = 
     values = {} if config is None else read_json(Path(config), "config")
     try:
         writer = WRITERS[foreign.kind]
-        notes = writer(foreign, folder, values, str(config))
+        notes = writer(foreign, folder, values, str(config or path))
     except InputError as error:
         raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     n_values = sum(value.numel() for value in foreign.state.values())
@@ -114,7 +114,7 @@ def _write_flowtron(foreign: Foreign, folder: Path, values: Mapping[str, Any], o
         )
     if config.model.symbols is None:
         notes.append(f"assumed: the original's {len(SYMBOLS)} symbols")
-    model = fill(config, from_original(foreign.state), folder)
+    model = fill(config, from_original(foreign.state), foreign.path)
     notes.append("speakers have no names in such a file: use their numbers")
     training = None
     if foreign.optimizer is not None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flowtron.errors import InputError
+from flowtron.names import example
 from flowtron.tensorfile import read_tensors
 from flowtron.torchfile import read_file
 from flowtron.unpickle import Shell, module_state, plain
@@ -27,10 +28,11 @@ PARAMETRIZED = {".parametrizations.weight.original0": ".weight_g", ".parametriza
 class Foreign:
     """A file of another project.
 
-    kind: a key of `TITLES`. state: weights by their names there. attributes: plain values that its module held.
-    iteration, learning_rate, optimizer: of its training, where it has them.
+    path: the file. kind: a key of `TITLES`. state: weights by their names there. attributes: plain values that its
+    module held. iteration, learning_rate, optimizer: of its training, where it has them.
     """
 
+    path: Path
     kind: str
     state: dict[str, Tensor]
     attributes: dict[str, Any] = field(default_factory=dict)
@@ -83,6 +85,7 @@ def read_foreign(path: Path) -> Foreign:
             raise InputError(f"{path}: weights like {examples} are of no model known here; see docs/CHECKPOINTS.md.")
         iteration, rate, optimizer = (held.get(key) for key in ("iteration", "learning_rate", "optimizer"))
         return Foreign(
+            path,
             kind,
             modern_waveglow(state) if kind == "waveglow" else state,
             _attributes(candidate),
@@ -90,7 +93,8 @@ def read_foreign(path: Path) -> Foreign:
             rate if isinstance(rate, float) else None,
             optimizer if isinstance(optimizer, dict) else None,
         )
-    raise InputError(f"{path}: holds no model, but {plain(', '.join(map(str, held)) or type(value).__name__)}.")
+    found = plain(", ".join(map(str, held)) or type(value).__name__)
+    raise InputError(f"{path}: holds no model, but {found}; name a file that does.")
 
 
 def _attributes(module: Any) -> dict[str, Any]:
@@ -138,7 +142,7 @@ def _shape(state: Mapping[str, Tensor], layer: str, dimensions: int = 3) -> tupl
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     found = {int(match[1]) for name in state if (match := re.match(pattern, name))}
     if found != set(range(len(found))) or not found:
-        raise InputError(f"weights like '{pattern}' are not numbered from 0 on; the file is damaged, get it anew.")
+        raise InputError(f"weights like '{example(pattern)}' are not numbered from 0 on; get the file anew.")
     return len(found)
 
 

@@ -77,6 +77,11 @@ def _renamed(name: str, rules: list[tuple[re.Pattern[str], str]]) -> str | None:
     return None
 
 
+def example(pattern: str) -> str:
+    """Return a pattern of names as a reader expects it, '#' for a number."""
+    return pattern.replace(r"(\d+)", "#").replace("\\", "").rstrip("$")
+
+
 def from_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the original's weights to ours; no value changes.
 
@@ -159,7 +164,9 @@ def architecture_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     def numbered(pattern: str) -> int:
         found = {int(match[1]) for name in ours if (match := re.match(pattern, name))}
         if not found or found != set(range(len(found))):
-            raise InputError(f"weights like '{pattern}' are numbered {sorted(found)[:9]}, not from 0 on; get it anew.")
+            raise InputError(
+                f"weights like '{example(pattern)}' are numbered {sorted(found)[:9]}, not from 0 on; get the file anew."
+            )
         return len(found)
 
     step = "flows.0.conditioner."

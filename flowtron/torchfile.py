@@ -118,7 +118,7 @@ def refusals(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        why = plain((str(error).splitlines() or [""])[0] or type(error).__name__)
+        why = plain(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
         raise InputError(f"{path}: truncated, altered or no PyTorch file ({why}); get it anew.") from None
 
 

@@ -203,7 +203,7 @@ SHAPES = {
     "negative offset": (2, -1, (1,), (1,)),
     "negative size": (2, 0, (-1,), (1,)),
     "negative stride": (2, 1, (2,), (-1,)),
-    "a terabyte of one number": (1, 0, (1 << 38,), (0,)),
+    "a terabyte of one number": (2, 0, (1 << 38,), (0,)),
     "many dimensions": (2, 0, (1,) * 70, (1,) * 70),
     "product that overflows": (2, 0, (1 << 40, 1 << 40), (1, 1)),
     "declared without content": (1 << 40, 0, (1 << 40,), (1,)),
@@ -356,7 +356,9 @@ WRONG = {
     "a weight is too many": lambda w: w.update({"flows.0.surprise": torch.zeros(1)}),
     "a weight of an unknown step": lambda w: w.update({"flows.7.conv.bias": torch.zeros(160)}),
     "a step of enormous number": lambda w: w.update({"flows.999999999.conv.bias": torch.zeros(160)}),
-    "a transposed weight": lambda w: w.update({"embedding.weight": w["embedding.weight"].T.contiguous()}),
+    "a transposed weight": lambda w: w.update(
+        {"flows.0.lstm.weight_ih_l0": w["flows.0.lstm.weight_ih_l0"].T.contiguous()}
+    ),
     "a flat weight": lambda w: w.update({"flows.0.conv.weight": torch.zeros(160)}),
     "a layer as wide as memory": lambda w: w.update(
         {"flows.0.attention_layer.query.linear_layer.weight": torch.zeros(1, 1_000_000)}
