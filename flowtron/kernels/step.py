@@ -145,11 +145,18 @@ def _run_kernel(
     return result
 
 
-def _lstm_cell(layer: Layer, inputs: list[Tensor], state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _dense_layer(layer: Layer) -> tuple[Tensor, Tensor]:
+    """Return a layer's weight (4H, K + V + H), gate by gate, and its bias."""
+    matrices = [m.dense() for m in (layer.below, layer.context, layer.recurrent) if m is not None]
+    return by_gate(torch.cat(matrices, 1)), by_gate(layer.bias)
+
+
+def _lstm_cell(
+    layer: tuple[Tensor, Tensor], inputs: list[Tensor], state: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
     """One frame of a layer: inputs from below (B, K) and context (B, V), h and c (B, H) -> h and c."""
-    matrices = [m for m in (layer.below, layer.context, layer.recurrent) if m is not None]
-    gates = layer.bias + sum(x @ m.dense().t() for x, m in zip([*inputs, state[0]], matrices))
-    i, f, g, o = by_gate(gates.t()).t().chunk(4, 1)
+    gates = functional.linear(torch.cat([*inputs, state[0]], 1), *layer)
+    i, f, g, o = gates.chunk(4, 1)
     c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
     return o.sigmoid() * c.tanh(), c
 
@@ -172,12 +179,14 @@ def _run_torch(
     x, attention = torch.zeros_like(z), z.new_zeros(batch, frames, keys.shape[1])
     gate_logits = None if weights.gate is None else z.new_zeros(batch, frames)
     frame = z.new_zeros(batch, n_mels)
+    attention_lstm, *lstm = map(_dense_layer, (weights.attention_lstm, *weights.lstm))
+    to_query, *dense, output = (m.dense() for m in (weights.query, *weights.dense, weights.output))
     for t in range(frames):
         active = t < lengths
         if not active.any():
             break
-        attention_state = _lstm_cell(weights.attention_lstm, [frame], attention_state)
-        query = attention_state[0] @ weights.query.dense().t()
+        attention_state = _lstm_cell(attention_lstm, [frame], attention_state)
+        query = attention_state[0] @ to_query.t()
         energy = additive_scores(query[:, None], keys, weights.score)[:, 0] / temperature
         weight = energy.masked_fill(~token_mask, -torch.inf).softmax(1)
         if log_prior is not None:
@@ -192,12 +201,12 @@ def _run_torch(
                 stops = active & (logit.sigmoid() > gate_threshold)
                 lengths = torch.where(stops, t + 1, lengths)
         below = attention_state[0]
-        for index, layer in enumerate(weights.lstm):
+        for index, layer in enumerate(lstm):
             states[index] = _lstm_cell(layer, [below, context] if index == 0 else [below], states[index])
             below = states[index][0]
-        for matrix, bias in zip(weights.dense, weights.biases):
-            below = (below @ matrix.dense().t() + bias).tanh()
-        log_scale, shift = (below @ weights.output.dense().t() + weights.biases[2]).chunk(2, 1)
+        for matrix, bias in zip(dense, weights.biases):
+            below = functional.linear(below, matrix, bias).tanh()
+        log_scale, shift = functional.linear(below, output, weights.biases[2]).chunk(2, 1)
         frame = (z[:, t] - shift) * (-log_scale).exp()
         x[:, t] = frame * active[:, None]
     return StepResult(x, attention, gate_logits, lengths)

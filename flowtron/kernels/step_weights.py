@@ -3,6 +3,7 @@
 Letters: H hidden channels, A attention channels, V value channels, D mel channels, K inputs of a matrix.
 """
 
+import mmap
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,15 @@ class Matrix:
         return plain[: self.outputs]
 
 
+def _in_huge_pages(x: Tensor) -> Tensor:
+    """Copy x to memory whose pages are large where the system has such: reading all weights a frame misses fewer."""
+    if not hasattr(mmap, "MADV_HUGEPAGE") or x.numel() * x.element_size() < 1 << 21:
+        return x.contiguous()
+    memory = mmap.mmap(-1, x.numel() * x.element_size())
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=x.dtype).view(x.shape).copy_(x)
+
+
 def pack(weight: Tensor, dtype: torch.dtype) -> Matrix:
     """Lay out a weight (outputs, K) in panels; int8 gets one scale per output."""
     outputs, inputs = weight.shape
@@ -55,7 +65,7 @@ def pack(weight: Tensor, dtype: torch.dtype) -> Matrix:
     panels = weight.to(dtype).view(-1, WIDTH, inputs).transpose(1, 2)
     if dtype == torch.bfloat16:
         panels = panels.reshape(-1, inputs, 2, 2, LANES).transpose(3, 4)
-    return Matrix(panels.reshape(-1, inputs, WIDTH).contiguous(), scale, inputs, outputs)
+    return Matrix(_in_huge_pages(panels.reshape(-1, inputs, WIDTH)), scale, inputs, outputs)
 
 
 def by_unit(x: Tensor) -> Tensor:

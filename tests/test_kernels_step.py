@@ -1,0 +1,171 @@
+"""The compiled loop of a step, and its fallback, against the flow's own inverse in float64."""
+
+import pytest
+import torch
+
+from flowtron.kernels import step as module
+from flowtron.kernels.step import run_step
+from flowtron.kernels.step_weights import StepWeights, by_gate, by_unit, pack
+from flowtron.model.flow import AffineFlow, Conditioner, Context
+
+
+@pytest.fixture(params=["kernel", "fallback"])
+def path(request, monkeypatch):
+    """Run a test with the compiled kernel and without it."""
+    if request.param == "fallback":
+        monkeypatch.setattr(module, "load_library", lambda name: None)
+    else:
+        assert module.load_library("step") is not None
+
+
+def conditioner(hidden=48, attention=20, encoded=13, layers=2, gate=True, n_mels=10, seed=0):
+    torch.manual_seed(seed)
+    made = Conditioner(n_mels, encoded, hidden, attention, layers, gate).eval()
+    torch.nn.init.normal_(made.output.weight, std=0.3 / hidden**0.5)
+    torch.nn.init.normal_(made.output.bias, std=0.1)
+    return made.requires_grad_(False)
+
+
+def inputs(batch, frames, tokens, encoded=13, n_mels=10, seed=1):
+    torch.manual_seed(seed)
+    token_lengths = torch.randint(1, tokens + 1, (batch,))
+    token_lengths[0] = tokens
+    lengths = torch.randint(1, frames + 1, (batch,))
+    lengths[-1] = frames
+    mask = torch.arange(tokens) < token_lengths[:, None]
+    z, text = torch.randn(batch, frames, n_mels), torch.randn(batch, tokens, encoded)
+    return z, text, mask, lengths, torch.rand(batch, frames, tokens)
+
+
+def reference(made, z, text, mask, lengths, prior, temperature, threshold=None):
+    exact = conditioner_in_float64(made)
+    context = Context(text.double(), mask, lengths, None if prior is None else prior.double(), None, temperature)
+    return AffineFlow(exact).inverse(z.double(), context, gate_threshold=threshold)
+
+
+def conditioner_in_float64(made):
+    exact = Conditioner(
+        made.attention_lstm.input_size,
+        made.attention.key.in_features,
+        made.attention_lstm.hidden_size,
+        made.attention.key.out_features,
+        made.lstm.num_layers,
+        made.gate is not None,
+    ).double()
+    exact.load_state_dict(made.state_dict())
+    return exact.requires_grad_(False)
+
+
+def log(prior):
+    return None if prior is None else (prior + 1e-20).log()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+@pytest.mark.parametrize("with_prior", [True, False])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_float32_equals_the_inverse_in_float64(path, batch, with_prior, threads):
+    made = conditioner()
+    z, text, mask, lengths, prior = inputs(batch, 30, 9)
+    prior = prior if with_prior else None
+    wanted, aux = reference(made, z, text, mask, lengths, prior, 0.8)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        weights = StepWeights.from_conditioner(made)
+        result = run_step(weights, z, *made.memory(text), mask, log(prior), lengths, temperature=0.8)
+    finally:
+        torch.set_num_threads(before)
+    valid = torch.arange(30) < lengths[:, None]
+    torch.testing.assert_close(result.x.double(), wanted, atol=2e-5, rtol=0)
+    torch.testing.assert_close(result.attention.double(), aux.attention, atol=2e-6, rtol=0)
+    torch.testing.assert_close(result.gate_logits.double(), aux.gate_logits * valid, atol=2e-5, rtol=0)
+    assert result.lengths.tolist() == lengths.tolist()
+
+
+def test_200_frames_stay_within_1e_4_of_float64(path):
+    made = conditioner(hidden=64, n_mels=80)
+    z, text, mask, lengths, _ = inputs(1, 200, 20, n_mels=80)
+    wanted, _ = reference(made, z, text, mask, lengths, None, 1.0)
+    result = run_step(StepWeights.from_conditioner(made), z, *made.memory(text), mask)
+    assert (result.x - wanted).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("layers", "hidden", "attention", "gate"), [(1, 40, 7, False), (3, 8, 33, True)])
+def test_other_sizes(path, layers, hidden, attention, gate):
+    made = conditioner(hidden, attention, layers=layers, gate=gate)
+    z, text, mask, lengths, _ = inputs(2, 12, 6)
+    wanted, _ = reference(made, z, text, mask, lengths, None, 1.0)
+    result = run_step(StepWeights.from_conditioner(made), z, *made.memory(text), mask, None, lengths)
+    torch.testing.assert_close(result.x.double(), wanted, atol=2e-5, rtol=0)
+    assert (result.gate_logits is not None) == gate
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.02), (torch.int8, 0.05)])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_narrow_weights_stay_near_and_equal_the_fallback(dtype, tolerance, batch, monkeypatch):
+    made = conditioner()
+    z, text, mask, lengths, _ = inputs(batch, 20, 9)
+    wanted, _ = reference(made, z, text, mask, lengths, None, 1.0)
+    weights = StepWeights.from_conditioner(made, dtype)
+    arguments = (weights, z, *made.memory(text), mask, None, lengths)
+    result = run_step(*arguments)
+    monkeypatch.setattr(module, "load_library", lambda name: None)
+    torch.testing.assert_close(result.x, run_step(*arguments).x, atol=2e-5, rtol=0)
+    error = (result.x - wanted).abs().max()
+    assert 1e-6 < error < tolerance
+
+
+def test_folding_the_values_changes_nothing(monkeypatch):
+    made = conditioner()
+    z, text, mask, lengths, _ = inputs(2, 15, 9)
+    arguments = (StepWeights.from_conditioner(made), z, *made.memory(text), mask, None, lengths)
+    monkeypatch.setattr(module, "_folds", lambda *_: True)
+    folded = run_step(*arguments)
+    monkeypatch.setattr(module, "_folds", lambda *_: False)
+    plain = run_step(*arguments)
+    torch.testing.assert_close(folded.x, plain.x, atol=1e-5, rtol=0)
+
+
+def test_gate_stops_each_item_after_its_frame(path):
+    made = conditioner()
+    z, text, mask, _, _ = inputs(4, 40, 9)
+    lengths = torch.full((4,), 40)
+    _, free = reference(made, z, text, mask, lengths, None, 1.0)
+    threshold = free.gate_logits.sigmoid().flatten().quantile(0.95).item() + 1e-4
+    wanted, aux = reference(made, z, text, mask, lengths, None, 1.0, threshold)
+    assert aux.lengths.min() < 40
+    result = run_step(
+        StepWeights.from_conditioner(made), z, *made.memory(text), mask, None, lengths, gate_threshold=threshold
+    )
+    assert result.lengths.tolist() == aux.lengths.tolist()
+    torch.testing.assert_close(result.x[:, : wanted.shape[1]].double(), wanted, atol=2e-5, rtol=0)
+    assert (result.x[:, wanted.shape[1] :] == 0).all()
+    assert lengths.tolist() == [40] * 4
+
+
+def test_items_do_not_depend_on_their_batch_mates(path):
+    made = conditioner()
+    z, text, mask, lengths, prior = inputs(5, 12, 9)
+    weights = StepWeights.from_conditioner(made)
+    keys, values = made.memory(text)
+    together = run_step(weights, z, keys, values, mask, log(prior), lengths)
+    for i in range(5):
+        one = slice(i, i + 1)
+        alone = run_step(weights, z[one], keys[one], values[one], mask[one], log(prior)[one], lengths[one])
+        torch.testing.assert_close(alone.x, together.x[one], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_packing_and_back(dtype):
+    weight = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
+    step = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.int8: 1 / 254}[dtype]
+    assert (pack(weight, dtype).dense() - weight).abs().max() <= step * weight.abs().max() * 1.001
+    order = torch.arange(4 * 24)
+    assert by_gate(by_unit(order)).equal(order)
+
+
+def test_refuses_what_it_cannot_run():
+    with pytest.raises(ValueError, match="not known to the step kernel"):
+        StepWeights.from_conditioner(conditioner(), torch.float16)
+    with pytest.raises(ValueError, match="multiple of 8"):
+        StepWeights.from_conditioner(conditioner(hidden=12))
