@@ -108,5 +108,6 @@ def phonemize_as_original(word: str, keep_ambiguous: bool = False) -> str:
     suffix = ""
     if _ORIGINAL_POSSESSIVE.match(stem) and stem.lower() != "it's" and stem[-1].lower() == "s":
         stem, suffix = stem[:-2], " Z"
-    phones = None if stem.lower() in heteronyms() else pronounce(stem, keep_ambiguous)
+    # The original looks words up in capitals, where 'ſ' is S and 'ﬁ' is FI.
+    phones = None if stem.lower() in heteronyms() else pronounce(stem.upper(), keep_ambiguous)
     return before + (stem if phones is None else f"{{{phones}{suffix}}}") + after
