@@ -32,6 +32,8 @@ class ModelConfig(Section):
     n_text_dim: int = Field(512, ge=2)
     n_flows: int = Field(2, ge=1, description="steps of flow; odd ones run backward in time")
     n_mel_channels: int = Field(80, ge=1)
+    mel_mean: float = Field(0.0, description="subtracted from the log mel before the first step of flow")
+    mel_std: float = Field(1.0, gt=0, description="divides the log mel before the first step of flow")
     n_attn_channels: int = Field(640, ge=1)
     n_hidden: int = Field(1024, ge=1)
     n_lstm_layers: int = Field(2, ge=1)

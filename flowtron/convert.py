@@ -271,6 +271,11 @@ def export(source: str | Path, target: str | Path) -> str:
     notes = [f"left out, since the original has no such parts: {len(own)} weights of {OWN_PARTS}"] if own else []
     if tuple(description["symbols"]) != tuple(SYMBOLS):
         notes.append("its symbols are not the original's: put them into text/symbols.py there")
+    model = parse_config(description["config"], str(folder / DESCRIPTION)).model
+    if (model.mel_mean, model.mel_std) != (0.0, 1.0):
+        notes.append(
+            f"its flows take (mel − {model.mel_mean}) / {model.mel_std}: do that to the mels there, and undo it"
+        )
     if path.is_dir():
         raise InputError(f"{target}: a folder; name the .pt file to write.")
     with replaced_file(path) as file:

@@ -103,6 +103,8 @@ def prepare(config: Config) -> State:
     half = "no"
     if train.fp16_run and torch.cuda.is_available():
         half = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    elif train.fp16_run and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)():
+        half = "bf16"
     accelerator = Accelerator(
         mixed_precision=half,
         gradient_accumulation_steps=train.accumulate,

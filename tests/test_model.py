@@ -47,6 +47,7 @@ VARIANTS = [
     {"n_components": 3, "fixed_gaussian": False},
     {"n_components": 1},
     {"use_gate_layer": False},
+    {"mel_mean": -5.0, "mel_std": 2.0},
     {"dummy_speaker_embedding": True},
 ]
 
@@ -77,9 +78,10 @@ def test_inverse_with_prior_undoes_forward_with_prior():
         torch.testing.assert_close(ours, theirs * frames, atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("variant", [{}, {"mel_mean": -5.0, "mel_std": 2.0}], ids=str)
 @pytest.mark.parametrize("n_flows", [1, 2, 3])
-def test_log_determinant_is_autograds(n_flows):
-    model, batch = small_model(n_flows=n_flows), ragged_batch((5,), (4,))
+def test_log_determinant_is_autograds(n_flows, variant):
+    model, batch = small_model(n_flows=n_flows, **variant), ragged_batch((5,), (4,))
     rest = {key: value for key, value in batch.items() if key != "mel"}
     jacobian = torch.autograd.functional.jacobian(lambda mel: model(mel, **rest).z, batch["mel"])
     expected = torch.linalg.slogdet(jacobian.reshape(25, 25))[1]

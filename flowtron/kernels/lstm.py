@@ -18,10 +18,15 @@ PANEL = 16
 
 
 class _Recurrence(torch.autograd.Function):
-    """(gates (B, T, 4H) before activation, w_hh, h0, c0) -> (hidden (B, T, H), last h, last c)."""
+    """(gates (B, T, 4H) before activation, w_hh, h0, c0) -> (hidden (B, T, H), last h, last c).
+
+    product_dtype is that of the one matrix product of the backward pass.
+    """
 
     @staticmethod
-    def forward(ctx: Any, projected: Tensor, weight: Tensor, h0: Tensor, c0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, projected: Tensor, weight: Tensor, h0: Tensor, c0: Tensor, product_dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
         library = load_library("lstm")
         assert library is not None
         batch, frames, width = projected.shape
@@ -34,6 +39,7 @@ class _Recurrence(torch.autograd.Function):
             *map(ctypes.c_int64, (batch, frames, width // 4)),
             ctypes.c_int(torch.get_num_threads()),
         )
+        ctx.product_dtype = product_dtype
         ctx.save_for_backward(gates, weight, h0, c0, hidden, cell)
         return hidden, hidden[:, -1].clone(), cell[:, -1].clone()
 
@@ -41,7 +47,7 @@ class _Recurrence(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: Any, grad_hidden: Tensor, grad_h: Tensor, grad_c: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, None]:
         library = load_library("lstm")
         assert library is not None
         gates, weight, h0, c0, hidden, cell = ctx.saved_tensors
@@ -56,9 +62,9 @@ class _Recurrence(torch.autograd.Function):
         )
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            before = torch.cat([h0[:, None], hidden[:, :-1]], 1)
-            grad_weight = grad_gates.view(-1, width).t() @ before.view(-1, width // 4)
-        return grad_gates, grad_weight, grad_h, grad_c
+            before = torch.cat([h0[:, None], hidden[:, :-1]], 1).view(-1, width // 4).to(ctx.product_dtype)
+            grad_weight = (grad_gates.view(-1, width).t().to(ctx.product_dtype) @ before).to(weight.dtype)
+        return grad_gates, grad_weight, grad_h, grad_c, None
 
 
 def lstm(
@@ -84,7 +90,8 @@ def lstm(
         Hidden states (B, T, H), and h and c (B, H) after the last frame.
     """
     hidden = w_hh.shape[1]
-    if torch.is_autocast_enabled(x.device.type) and x.device.type == "cpu":
+    autocast = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    if autocast and not usable(x, w_hh):
         # oneDNN has no bfloat16 LSTM for processors without that instruction set, and raises.
         with torch.autocast("cpu", enabled=False):
             wide = None if state is None else (state[0].float(), state[1].float())
@@ -92,8 +99,10 @@ def lstm(
     h0, c0 = (x.new_zeros(x.shape[0], hidden),) * 2 if state is None else state
     if usable(x, w_hh):
         bias = None if b_ih is None or b_hh is None else b_ih + b_hh
-        projected = nn.functional.linear(x, w_ih, bias)
-        output, h, c = _Recurrence.apply(projected, w_hh, h0, c0)
+        # Under autocast the large products are taken in its type, the recurrence in float32 all the same.
+        product_dtype = torch.get_autocast_dtype("cpu") if autocast else w_hh.dtype
+        projected = nn.functional.linear(x, w_ih, bias).float()
+        output, h, c = _Recurrence.apply(projected, w_hh, h0.float(), c0.float(), product_dtype)
         return output, (h, c)
     weights = [w for w in (w_ih, w_hh, b_ih, b_hh) if w is not None]
     output, h, c = torch.lstm(

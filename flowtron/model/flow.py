@@ -164,7 +164,9 @@ class Conditioner(nn.Module):
         decoded, lstm_state = self.lstm(joined, state.lstm)
         for layer in self.dense:
             decoded = layer(decoded).tanh()
-        log_scale, shift = self.output(decoded).chunk(2, 2)
+        # Under autocast too: what z and the log-determinant are made of stays in the weights' own type.
+        with torch.autocast(decoded.device.type, enabled=False):
+            log_scale, shift = self.output(decoded.to(self.output.weight.dtype)).chunk(2, 2)
         gate_logits = None if self.gate is None else self.gate(joined)[..., 0]
         conditioning = Conditioning(log_scale, shift, attended.attention, attended.attention_logprob, gate_logits)
         return conditioning, State(attention_state, lstm_state, location)

@@ -3,6 +3,7 @@
 Letters: B batch, T_mel frames, T_text tokens, D mel channels, C channels of the encoded text with the speaker.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -63,6 +64,8 @@ class Flowtron(nn.Module):
         aligner: Aligner | None = None,
         duration_predictor: DurationPredictor | None = None,
         dummy_speaker: bool = False,
+        mel_mean: float = 0.0,
+        mel_std: float = 1.0,
     ) -> None:
         super().__init__()
         self.text_encoder = text_encoder
@@ -74,6 +77,7 @@ class Flowtron(nn.Module):
         self.aligner = aligner
         self.duration_predictor = duration_predictor
         self.dummy_speaker = dummy_speaker
+        self.mel_mean, self.mel_std = mel_mean, mel_std
 
     @property
     def reads_backward_first(self) -> bool:
@@ -122,8 +126,9 @@ class Flowtron(nn.Module):
         mixture = None
         if self.mixture is not None and self.mel_encoder is not None:
             mixture = self.mixture(self.mel_encoder(mel, mel_lengths))
-        x = mel.transpose(1, 2) * mask[..., None]
-        log_det = x.new_zeros(x.shape[0])
+        # A fixed affine map before the first step: recurrent layers learn faster from numbers near zero.
+        x = (mel.transpose(1, 2) - self.mel_mean) / self.mel_std * mask[..., None]
+        log_det = -math.log(self.mel_std) * mel.shape[1] * mel_lengths.to(x.dtype)
         steps: list[FlowAux] = []
         for flow in self.flows[:n_active]:
             x, step_log_det, aux = flow(x, context, None if corrupt is None else corrupt(x))
@@ -174,7 +179,8 @@ class Flowtron(nn.Module):
             lengths = aux.lengths
             gate_logits = aux.gate_logits if is_last else gate_logits
             attentions.insert(0, aux.attention)
-        return FlowtronSample(x.transpose(1, 2), lengths, attentions, gate_logits)
+        mel = (x * self.mel_std + self.mel_mean) * length_mask(lengths, x.shape[1])[..., None]
+        return FlowtronSample(mel.transpose(1, 2), lengths, attentions, gate_logits)
 
 
 def build_model(config: ModelConfig) -> Flowtron:
@@ -225,4 +231,6 @@ def build_model(config: ModelConfig) -> Flowtron:
         aligner,
         durations,
         config.dummy_speaker_embedding,
+        config.mel_mean,
+        config.mel_std,
     )
