@@ -19,6 +19,8 @@ from torch import Tensor
 from flowtron.errors import InputError
 
 LOG_FLOOR = 1e-5  # magnitudes below it are silence
+# Floating samples a little beyond 1 come from resampling and are clipped; far beyond it they are of another scale.
+MAX_PEAK = 4.0
 
 
 @dataclass(frozen=True)
@@ -141,20 +143,23 @@ def load_wav(
         (T_samples,) float32 in [-1, 1].
 
     Raises:
-        InputError: the file is missing, no sound, empty, not finite, or of another rate.
+        InputError: the file is missing, no sound, empty, not finite, not in [-1, 1], or of another rate.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such sound file; correct the path.")
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
+    except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).rstrip(".").split(": ")[-1]
         raise InputError(f"{path}: not a readable sound file ({reason}); replace it or leave it out.") from None
     mono = samples.mean(1) if samples.shape[1] > 1 else samples[:, 0]
     if len(mono) == 0 or not np.isfinite(mono).all():
         what = "no samples" if len(mono) == 0 else "samples that are not finite"
         raise InputError(f"{path}: the file has {what}; replace it or leave it out.")
+    peak = float(np.abs(mono).max())
+    if peak > MAX_PEAK:
+        raise InputError(f"{path}: samples reach {peak:g}, expected -1 to 1; divide them by their full scale.")
     if sample_rate is not None and rate != sample_rate:
         if not resample:
             raise InputError(
