@@ -11,16 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from flowtron.audio import AudioSettings
 from flowtron.errors import InputError
 
 
 class Section(BaseModel):
-    """A section of the config; unknown keys are refused."""
+    """A section of the config; unknown keys are refused, and so are values of another type, such as "2" for 2."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, validate_assignment=True, populate_by_name=True
+    )
 
 
 class ModelConfig(Section):
@@ -48,6 +50,13 @@ class ModelConfig(Section):
     text_dropout: float = Field(0.5, ge=0, lt=1, description="dropout after each convolution of the text encoder")
     aligner_dim: int = Field(0, ge=0, description="channels of the aligner and duration predictor; 0 leaves them out")
     symbols: list[str] | None = Field(None, description="the symbol set; the original's 185 when absent")
+
+    @field_validator("n_text_dim", "mel_encoder_n_hidden")
+    @classmethod
+    def _is_even(cls, width: int) -> int:
+        if width % 2:
+            raise ValueError("half of it goes to each direction of an LSTM, so give an even number")
+        return width
 
     @property
     def is_mixture(self) -> bool:
@@ -80,6 +89,17 @@ class DataConfig(Section):
     feature_cache_path: str = Field("", description="folder of cached mels; empty computes them every time")
     frames_per_batch: int = Field(0, ge=0, description="batches by total frames; 0 uses batch_size utterances")
     n_workers: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "DataConfig":
+        if self.win_length > self.filter_length:
+            raise ValueError(f"win_length is {self.win_length}, but fits into filter_length {self.filter_length} only")
+        if not self.mel_fmin < self.mel_fmax <= self.sampling_rate / 2:
+            raise ValueError(
+                f"mel_fmin {self.mel_fmin:g} and mel_fmax {self.mel_fmax:g} are no range of frequencies below half the "
+                f"sampling_rate, {self.sampling_rate / 2:g}"
+            )
+        return self
 
     def audio_settings(self, n_mels: int) -> AudioSettings:
         """Return the mel settings of these data."""
@@ -186,7 +206,11 @@ def _one_sentence(error: ValidationError, origin: str) -> str:
         fields = section.model_fields if isinstance(section, type) and issubclass(section, Section) else {}
         names = [field.alias or name for name, field in fields.items()]
         return f"{origin}: unknown key '{where}'; did you mean '{'.'.join([*parents, _nearest(key, names)])}'?"
-    return f"{origin}: '{where}' is {problem['input']!r}, but: {problem['msg'][0].lower() + problem['msg'][1:]}."
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if isinstance(problem["input"], dict):
+        return f"{origin}: '{where}': {message}; correct it."
+    return f"{origin}: '{where}' is {repr(problem['input'])[:80]}, but: {message}; correct it."
 
 
 def parse_config(values: dict[str, Any], origin: str = "config") -> Config:
@@ -208,7 +232,7 @@ def parse_config(values: dict[str, Any], origin: str = "config") -> Config:
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
     """Set `section.key=value` strings in the JSON values, in place.
 
-    A value is a Python literal (`1e-3`, `[]`, `True`) or JSON's true, false, null; anything else is text.
+    A value is a Python literal (`1e-3`, `[]`, `0,800`, `True`) or JSON's true, false, null; anything else is text.
 
     Raises:
         InputError: an override has no `=` or does not name `section.key`.
@@ -226,8 +250,10 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
             raise InputError(f"-p {override}: there is no section '{section}'; did you mean '{nearest}.{key}'?")
         try:
             value = literals[text] if text in literals else ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
             value = text
+        if isinstance(value, tuple):
+            value = list(value)
         values.setdefault(section, {})[key] = value
 
 
@@ -246,7 +272,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such config file; name an existing one, for example configs/demo.json.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise InputError(f"{path}: not a JSON file ({error}); correct it or name another.") from None
     if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
         raise InputError(f"{path}: expected an object of sections ({', '.join(map(str, SECTIONS))}); correct it.")
