@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import librosa
 import numpy as np
@@ -136,16 +136,26 @@ def speaker_embedding(wav: np.ndarray, sample_rate: int) -> np.ndarray:
     return _voice_encoder().embed_utterance(listening_copy(wav, sample_rate))
 
 
-def pitch(wav: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Fundamental frequency in Hz of the voiced frames of wav (T_samples,), by pYIN between 60 and 400 Hz."""
-    f0, voiced, _ = librosa.pyin(np.asarray(wav, dtype=np.float32), fmin=60, fmax=400, sr=sample_rate)
-    return f0[voiced]
+def pitch(wav: np.ndarray, sample_rate: int, hop_length: int = 256) -> np.ndarray:
+    """Fundamental frequency (T,) in Hz of wav (T_samples,), a value a hop, 0 where unvoiced, by Harvest (pyworld)."""
+    period = 1000 * hop_length / sample_rate
+    samples = np.asarray(wav, dtype=np.float64)
+    f0, _ = require("pyworld").harvest(samples, sample_rate, f0_floor=60.0, f0_ceil=500.0, frame_period=period)
+    return f0
 
 
-def mel_cepstral_distortion(reference: np.ndarray, wav: np.ndarray, settings: AudioSettings) -> float:
-    """Mel-cepstral distortion in dB between two sounds, after time warping; 13 coefficients without the first.
+class Warped(NamedTuple):
+    """Two sounds warped onto each other: their mel-cepstral distortion in dB, and pairs (n, 2) of frames."""
 
-    The mean over the warping path of 10 / ln 10 · √(2 Σ_k (c_k − c'_k)²), where ln|S| = c_0 + 2 Σ_k c_k cos(kω).
+    distortion: float
+    path: np.ndarray
+
+
+def warp(reference: np.ndarray, wav: np.ndarray, settings: AudioSettings) -> Warped:
+    """Warp two sounds (T_samples,) in time onto each other by 13 mel-cepstral coefficients, without the first.
+
+    The distortion is the mean over the path of 10 / ln 10 · √(2 Σ_k (c_k − c'_k)²), where
+    ln|S| = c_0 + 2 Σ_k c_k cos(kω).
     """
     import torch
 
@@ -155,53 +165,98 @@ def mel_cepstral_distortion(reference: np.ndarray, wav: np.ndarray, settings: Au
         # From the orthonormal cosine transform to coefficients of the Fourier series.
         cepstra.append(librosa.feature.mfcc(S=mel, n_mfcc=14, norm="ortho")[1:] / np.sqrt(2 * len(mel)))
     cost, path = librosa.sequence.dtw(*cepstra)
-    return float(10 / np.log(10) * np.sqrt(2) * cost[-1, -1] / len(path))
+    return Warped(float(10 / np.log(10) * np.sqrt(2) * cost[-1, -1] / len(path)), path)
+
+
+def pitch_error(reference: np.ndarray, f0: np.ndarray, path: np.ndarray) -> float:
+    """Root mean square difference in Hz of two pitches over the pairs of a path where both are voiced; NaN if none."""
+    within = (path[:, 0] < len(reference)) & (path[:, 1] < len(f0))
+    pairs = np.stack([reference[path[within, 0]], f0[path[within, 1]]])
+    voiced = pairs[:, (pairs > 0).all(0)]
+    return float(np.sqrt(np.mean((voiced[0] - voiced[1]) ** 2))) if voiced.size else float("nan")
 
 
 @dataclass
 class Row:
-    """Measures of one utterance by name, with what was heard."""
+    """Measures of one utterance by name, what was heard in it and in the sounds beside it, and its voice's vectors."""
 
-    speaker: str
-    text: str
+    speech: Speech
     values: dict[str, float]
     heard: dict[str, Heard]
+    embedding: np.ndarray
+    embedding_source: np.ndarray
+
+
+ALIGNMENT_FAILURES = ("skips", "repeats", "starts_late", "ends_early")
 
 
 def measure(
-    speech: Speech, reference: Utterance, copy: np.ndarray, took: float, whisper: str | Path | None, with_pitch: bool
+    speech: Speech,
+    source: np.ndarray,
+    copy: np.ndarray | None,
+    took: float,
+    whisper: str | Path | None,
+    with_pitch: bool,
+    settings: AudioSettings,
 ) -> Row:
-    """Measure an utterance beside its source recording and the source's copy synthesis."""
-    source = load_wav(reference.path).numpy()
+    """Measure an utterance against its source recording, and beside it the source and its copy synthesis.
+
+    Args:
+        speech: to judge.
+        source: (T_samples,) recording of the same text by the same speaker.
+        copy: (T_samples,) the source through the same vocoder; None leaves the sounds beside it unmeasured.
+        took: seconds that the synthesis took.
+        whisper: recogniser.
+        with_pitch: also measure pitch.
+        settings: of the voice's mels.
+    """
     rate_hz = speech.sample_rate
-    sounds = {"": speech.wav, "_source": source, "_copy": copy}
-    heard = {name: listen(reference.text, wav, rate_hz, whisper) for name, wav in sounds.items()}
+    sounds = {"": speech.wav} | ({} if copy is None else {"_source": source, "_copy": copy})
+    heard = {name: listen(speech.text, wav, rate_hz, whisper) for name, wav in sounds.items()}
     values = {f"dnsmos{name}": dnsmos(wav, rate_hz) for name, wav in sounds.items()}
-    values["speaker_similarity"] = float(speaker_embedding(speech.wav, rate_hz) @ speaker_embedding(source, rate_hz))
+    embeddings = [speaker_embedding(wav, rate_hz) for wav in (speech.wav, source)]
+    values["speaker_similarity"] = float(embeddings[0] @ embeddings[1])
     values["alignment_failures"] = float(not speech.alignment.is_complete)
+    for name in ALIGNMENT_FAILURES:
+        values[name] = float(getattr(speech.alignment, name))
     values["realtime"] = speech.seconds / took
     values["words_per_second"] = len(speech.words) / speech.seconds
-    settings = AudioSettings(sample_rate=rate_hz)
-    values["mel_cepstral_distortion"] = mel_cepstral_distortion(source, speech.wav, settings)
+    values["words_per_second_source"] = len(speech.words) / (len(source) / rate_hz)
+    warped = warp(source, speech.wav, settings)
+    values["mel_cepstral_distortion_db"] = warped.distortion
     if with_pitch:
-        for name, wav in (("", speech.wav), ("_source", source)):
-            f0 = pitch(wav, rate_hz)
-            values[f"f0_mean_hz{name}"] = float(f0.mean()) if len(f0) else 0.0
-            values[f"f0_spread_hz{name}"] = float(f0.std()) if len(f0) else 0.0
-    return Row(speech.speaker, reference.text, values, heard)
+        pitches = [pitch(wav, rate_hz, settings.hop_length) for wav in (source, speech.wav)]
+        for name, f0 in zip(("_source", ""), pitches):
+            voiced = f0[f0 > 0]
+            values[f"f0_mean_hz{name}"] = float(voiced.mean()) if len(voiced) else float("nan")
+            values[f"f0_spread_hz{name}"] = float(voiced.std()) if len(voiced) else float("nan")
+        values["f0_error_hz"] = pitch_error(pitches[0], pitches[1], warped.path)
+    return Row(speech, values, heard, *embeddings)
+
+
+def interval(values: Sequence[float]) -> list[float]:
+    """95 % interval of a mean by bootstrap, NaN left out."""
+    known = np.array([value for value in values if np.isfinite(value)])
+    if not len(known):
+        return [float("nan")] * 2
+    draws = known[np.random.default_rng(0).integers(0, len(known), (RESAMPLES, len(known)))].mean(1)
+    return [float(bound) for bound in np.percentile(draws, [2.5, 97.5])]
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
-    """Means over rows, error rates with intervals, and counts of failures."""
+    """Means and error rates over rows, each with a 95 % interval, and counts of failures."""
     summary: dict[str, Any] = {"sentences": len(rows)}
-    for name in ("", "_source", "_copy"):
+    for name in rows[0].heard:
         words = rate([(row.heard[name].word_errors, row.heard[name].words) for row in rows])
         summary[f"wer{name}"], summary[f"wer{name}_interval"] = words["value"], [words["low"], words["high"]]
         characters = rate([(row.heard[name].character_errors, row.heard[name].characters) for row in rows])
         summary[f"cer{name}"] = characters["value"]
     for key in rows[0].values:
-        summary[key] = float(np.mean([row.values[key] for row in rows]))
-    summary["alignment_failures"] = int(sum(row.values["alignment_failures"] for row in rows))
+        each = [row.values[key] for row in rows]
+        if key in ("alignment_failures", *ALIGNMENT_FAILURES):
+            summary[key] = int(sum(each))
+        else:
+            summary[key], summary[f"{key}_interval"] = float(np.nanmean(each)), interval(each)
     return summary
 
 
@@ -210,6 +265,7 @@ def evaluate(
     references: Sequence[Utterance],
     whisper: str | Path | None = None,
     with_pitch: bool = False,
+    with_references: bool = True,
     progress: Callable[[int], None] = lambda done: None,
     **options: Any,
 ) -> tuple[dict[str, Any], list[Row]]:
@@ -220,6 +276,7 @@ def evaluate(
         references: recordings with their texts, held out from training.
         whisper: recogniser for faster-whisper; the packaged whisper-base when None.
         with_pitch: also measure pitch, which takes longer.
+        with_references: also measure the recordings themselves and their copy synthesis.
         progress: called with the number of utterances done.
         options: of sampling, such as sigma.
 
@@ -236,30 +293,59 @@ def evaluate(
         started = time.perf_counter()
         speech = voice(reference.text, speaker=reference.speaker, seed=number, **options)
         took = time.perf_counter() - started
-        mel = log_mel(load_wav(reference.path), voice.settings)
-        with torch.inference_mode():
-            copy = voice.vocoder(mel[None])[0].numpy()
-        rows.append(measure(speech, reference, copy, took, whisper, with_pitch))
+        source = load_wav(reference.path, voice.settings.sample_rate, resample=True)
+        copy = None
+        if with_references:
+            with torch.inference_mode():
+                copy = voice.vocoder(log_mel(source, voice.settings)[None])[0].numpy()
+        rows.append(measure(speech, source.numpy(), copy, took, whisper, with_pitch, voice.settings))
         progress(number)
-    speakers = sorted({row.speaker for row in rows})
-    summary = {"all": summarise(rows)} | {s: summarise([row for row in rows if row.speaker == s]) for s in speakers}
-    return summary, rows
+    speakers = sorted({row.speech.speaker for row in rows})
+    for row in rows if len(speakers) > 1 else []:
+        others = [other.embedding_source for other in rows if other.speech.speaker != row.speech.speaker]
+        row.values["speaker_similarity_other"] = float(np.mean([row.embedding @ other for other in others]))
+    by_speaker = {name: summarise([row for row in rows if row.speech.speaker == name]) for name in speakers}
+    return {"all": summarise(rows)} | by_speaker, rows
 
 
 def table(summary: dict[str, Any]) -> str:
-    """Readable table of a summary, a measure a line."""
+    """Readable table of a summary, a measure a line, with the interval of the mean over all."""
     names = list(summary)
-    lines = [f"{'':24s}" + "".join(f"{name:>12s}" for name in names)]
+    lines = [f"{'':28s}" + "".join(f"{name:>12s}" for name in names) + "    95 % interval, all"]
     for key, value in summary["all"].items():
-        if not isinstance(value, list):
-            lines.append(f"{key:24s}" + "".join(f"{summary[name][key]:12.2f}" for name in names))
+        if isinstance(value, list):
+            continue
+        bounds = summary["all"].get(f"{key}_interval")
+        around = f"    {bounds[0]:.2f} to {bounds[1]:.2f}" if bounds else ""
+        lines.append(f"{key:28s}" + "".join(f"{summary[name][key]:12.2f}" for name in names) + around)
     return "\n".join(lines)
 
 
-def write_report(summary: dict[str, Any], rows: Sequence[Row], path: Path) -> None:
-    """Write the summary and every utterance with what was heard, as JSON."""
+def write_report(summary: dict[str, Any], rows: Sequence[Row], path: Path, n_worst: int = 0) -> list[Path]:
+    """Write the summary and every utterance with what was heard, as JSON.
+
+    Args:
+        summary, rows: of `evaluate`.
+        path: JSON file to write.
+        n_worst: how many of the utterances with most errors to write beside it, as wav and picture.
+
+    Returns:
+        The files written.
+    """
     each = [
-        {"speaker": r.speaker, "text": r.text, "heard": r.heard[""].text, "errors": r.heard[""].word_errors, **r.values}
-        for r in rows
+        {
+            "speaker": row.speech.speaker,
+            "text": row.speech.text,
+            "heard": row.heard[""].text,
+            "errors": row.heard[""].word_errors,
+            **row.values,
+        }
+        for row in rows
     ]
     path.write_text(json.dumps({"summary": summary, "utterances": each}, indent=1) + "\n", encoding="utf-8")
+    written = [path]
+    worst_first = sorted(rows, key=lambda row: (-row.values["alignment_failures"], -row.heard[""].word_errors))
+    for number, row in enumerate(worst_first[:n_worst]):
+        stem = path.with_name(f"{path.stem}_worst{number}_{row.speech.speaker}")
+        written += [row.speech.save(stem.with_suffix(".wav")), row.speech.plot(stem.with_suffix(".png"))]
+    return written

@@ -1,0 +1,72 @@
+"""Measures of speech: exact ones on what is known, and the whole on real speech."""
+
+import math
+
+import numpy as np
+import pytest
+
+from flowtron.audio import AudioSettings
+from flowtron.evaluate import edits, interval, normalise, pitch, pitch_error, rate, warp
+
+RATE = 22050
+
+
+def harmonics(hz, seconds=1.0):
+    """A buzz of ten harmonics."""
+    time = np.arange(round(seconds * RATE)) / RATE
+    return sum(np.sin(2 * np.pi * k * hz * time) / k for k in range(1, 11)) * 0.1
+
+
+@pytest.mark.parametrize(
+    ("reference", "heard", "expected"),
+    [
+        ("a b c", "a b c", 0),
+        ("a b c", "a c", 1),
+        ("a b c", "a x b c", 1),
+        ("a b", "c d", 2),
+        ("", "a", 1),
+        ("a", "", 1),
+    ],
+)
+def test_edits_counts_insertions_deletions_and_substitutions(reference, heard, expected):
+    assert edits(reference.split(), heard.split()) == expected
+
+
+def test_numbers_case_and_punctuation_do_not_count_as_errors():
+    assert normalise("It costs 25 dollars, no?") == normalise("it costs twenty five dollars no")
+    assert normalise(" ... ") == []
+
+
+def test_rate_is_of_all_words_and_its_interval_holds_it():
+    result = rate([(1, 10), (0, 30), (3, 10)])
+    assert result["value"] == pytest.approx(100 * 4 / 50)
+    assert result["low"] < result["value"] < result["high"]
+    assert rate([(0, 5)] * 4) == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_interval_narrows_with_more_values_and_leaves_out_nan():
+    generator = np.random.default_rng(0)
+    few, many = (interval([*generator.normal(3, 1, n), math.nan]) for n in (20, 2000))
+    assert few[0] < 3 < few[1] and many[1] - many[0] < 0.5 * (few[1] - few[0])
+
+
+def test_pitch_of_a_buzz_is_its_fundamental_and_silence_has_none():
+    wav = np.concatenate([np.zeros(RATE // 2), harmonics(150.0), np.zeros(RATE // 2)])
+    f0 = pitch(wav, RATE)
+    assert abs(len(f0) - (len(wav) // 256 + 1)) <= 1
+    assert np.median(f0[f0 > 0]) == pytest.approx(150, rel=0.01)
+    assert (f0[:30] == 0).all()
+
+
+def test_warping_undoes_a_pause_and_pitch_error_is_the_difference():
+    generator = np.random.default_rng(0)
+    noise = generator.normal(0, 0.05, RATE // 2)
+    first = np.concatenate([harmonics(120.0), noise])
+    second = np.concatenate([harmonics(130.0), harmonics(130.0, 0.3), noise])
+    settings = AudioSettings()
+    assert warp(first, first, settings).distortion == pytest.approx(0, abs=1e-4)
+    warped = warp(first, second, settings)
+    assert 0 < warped.distortion < warp(first, noise, settings).distortion
+    f0 = [pitch(wav, RATE) for wav in (first, second)]
+    assert pitch_error(*f0, warped.path) == pytest.approx(10, abs=2)
+    assert math.isnan(pitch_error(np.zeros(5), np.zeros(5), np.zeros((1, 2), dtype=int)))
