@@ -94,9 +94,10 @@ def test_batch_of_one_without_the_padding_leaks(name, dtype):
         close(output.gate_logits[0], case.outputs["b1_gate"][:n_frames, 0, 0], dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CASES)
-def test_gradients(name):
-    case = load_as_original(name, torch.float64)
+def test_gradients(name, dtype):
+    case = load_as_original(name, dtype)
     batch = case.sorted_batch()
     output = case.model(**batch)
     named = losses(case, output, batch["token_lengths"], case.config["loss"])
@@ -107,11 +108,13 @@ def test_gradients(name):
     for key, recorded in case.grads.items():
         if key not in ours:
             continue
-        gradient = ours[key].flatten()
+        gradient = ours[key].double().flatten()
         projection = (gradient * torch.cos(torch.arange(1.0, len(gradient) + 1, dtype=torch.float64))).sum()
         for value, expected in ((gradient.norm(), "norm_f64"), (projection, "cosproj_f64")):
             scale = recorded["norm_f64"]
-            assert math.isclose(value.item(), recorded[expected], rel_tol=1e-4, abs_tol=1e-4 * scale + 1e-10), key
+            # Where the true gradient is zero (biases before a norm), rounding is all there is.
+            atol = 1e-4 * scale + (1e-10 if dtype == torch.float64 else 1e-6)
+            assert math.isclose(value.item(), recorded[expected], rel_tol=1e-4, abs_tol=atol), key
         compared += 1
     assert compared >= 30
 
@@ -156,3 +159,15 @@ def test_inference(name, variant, dtype):
         natural = sample.attention[k]
         processed = reverse_frames(natural, sample.mel_lengths) if k % 2 else natural
         close(processed[0], case.outputs[f"infer_{variant}_attn_{executed}"], dtype)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_order_of_a_batch_does_not_matter(name):
+    """The original wants texts by decreasing length."""
+    case = load_as_original(name, torch.float64)
+    batch = case.sorted_batch()
+    order = torch.arange(len(batch["mel_lengths"])).flip(0)
+    turned = {key: value[order] if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+    output, turned_output = case.model(**batch), case.model(**turned)
+    torch.testing.assert_close(turned_output.z, output.z[order], atol=1e-10, rtol=0)
+    torch.testing.assert_close(turned_output.log_det, output.log_det[order], atol=1e-10, rtol=0)
