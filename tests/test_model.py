@@ -49,6 +49,9 @@ VARIANTS = [
     {"use_gate_layer": False},
     {"mel_mean": -5.0, "mel_std": 2.0},
     {"dummy_speaker_embedding": True},
+    {"n_lstm_layers": 1},
+    {"n_lstm_layers": 3, "use_cumm_attention": True, "n_components": 3, "fixed_gaussian": False},
+    {"n_components": 4, "mean_scale": 1.0, "dummy_speaker_embedding": True, "use_gate_layer": False},
 ]
 
 
@@ -66,12 +69,14 @@ def test_inverse_undoes_forward_and_forward_undoes_inverse(n_flows, variant):
     torch.testing.assert_close(again, z, atol=1e-9, rtol=0)
 
 
-def test_inverse_with_prior_undoes_forward_with_prior():
-    model, batch = small_model(n_flows=2), ragged_batch()
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+@pytest.mark.parametrize("n_flows", [1, 2, 3])
+def test_inverse_with_prior_undoes_forward_with_prior(n_flows, temperature):
+    model, batch = small_model(n_flows=n_flows), ragged_batch()
     prior = torch.rand(3, 9, 6, dtype=torch.float64)
-    output = model(**batch, attention_prior=prior)
+    output = model(**batch, attention_prior=prior, temperature=temperature)
     texts = (batch["tokens"], batch["token_lengths"], batch["speaker_id"])
-    sample = model.inverse(output.z, batch["mel_lengths"], *texts, attention_prior=prior)
+    sample = model.inverse(output.z, batch["mel_lengths"], *texts, attention_prior=prior, temperature=temperature)
     torch.testing.assert_close(sample.mel, valid(batch["mel"], batch["mel_lengths"]), atol=1e-9, rtol=0)
     for ours, theirs in zip(sample.attention, output.attention):
         frames = (torch.arange(9) < batch["mel_lengths"][:, None])[..., None]
@@ -203,3 +208,13 @@ def test_path_prior_is_one_on_the_path_and_falls_off_it():
     assert torch.equal(prior[:2, 0], torch.ones(2)) and torch.equal(prior[2:5, 1], torch.ones(3))
     assert prior[2, 0] == pytest.approx(float(torch.tensor(-0.125).exp()))
     assert prior[4, 0] < prior[3, 0] < prior[2, 0] < 1
+
+
+@pytest.mark.parametrize("values", [{}, {"use_gate_layer": False}, {"n_components": 1}, {"n_flows": 1}], ids=str)
+def test_one_token_and_one_frame(values):
+    model = small_model(**values)
+    batch = ragged_batch((1, 1), (1, 1))
+    output = model(**batch)
+    sample = model.inverse(output.z, batch["mel_lengths"], batch["tokens"], batch["token_lengths"], batch["speaker_id"])
+    torch.testing.assert_close(sample.mel, batch["mel"], atol=1e-9, rtol=0)
+    output.z.sum().backward()
