@@ -1,21 +1,13 @@
-"""The compiled loop of a step, and its fallback, against the flow's own inverse in float64."""
+"""The compiled loop of a step against the flow's own inverse in float64."""
 
 import pytest
 import torch
 
-from flowtron.kernels import step as module
 from flowtron.kernels.step import run_step
 from flowtron.kernels.step_weights import StepWeights, by_gate, by_unit, pack
+from flowtron.model.attention import AttentionWindow
+from flowtron.model.encoder import length_mask
 from flowtron.model.flow import AffineFlow, Conditioner, Context
-
-
-@pytest.fixture(params=["kernel", "fallback"])
-def path(request, monkeypatch):
-    """Run a test with the compiled kernel and without it."""
-    if request.param == "fallback":
-        monkeypatch.setattr(module, "load_library", lambda name: None)
-    else:
-        assert module.load_library("step") is not None
 
 
 def conditioner(hidden=48, attention=20, encoded=13, layers=2, gate=True, n_mels=10, seed=0):
@@ -56,14 +48,10 @@ def conditioner_in_float64(made):
     return exact.requires_grad_(False)
 
 
-def log(prior):
-    return None if prior is None else (prior + 1e-20).log()
-
-
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])
 @pytest.mark.parametrize("with_prior", [True, False])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_float32_equals_the_inverse_in_float64(path, batch, with_prior, threads):
+def test_float32_equals_the_inverse_in_float64(batch, with_prior, threads):
     made = conditioner()
     z, text, mask, lengths, prior = inputs(batch, 30, 9)
     prior = prior if with_prior else None
@@ -72,7 +60,7 @@ def test_float32_equals_the_inverse_in_float64(path, batch, with_prior, threads)
     torch.set_num_threads(threads)
     try:
         weights = StepWeights.from_conditioner(made)
-        result = run_step(weights, z, *made.memory(text), mask, log(prior), lengths, temperature=0.8)
+        result = run_step(weights, z, *made.memory(text), mask, prior, None, lengths, temperature=0.8)
     finally:
         torch.set_num_threads(before)
     valid = torch.arange(30) < lengths[:, None]
@@ -82,7 +70,7 @@ def test_float32_equals_the_inverse_in_float64(path, batch, with_prior, threads)
     assert result.lengths.tolist() == lengths.tolist()
 
 
-def test_200_frames_stay_within_1e_4_of_float64(path):
+def test_200_frames_stay_within_1e_4_of_float64():
     made = conditioner(hidden=64, n_mels=80)
     z, text, mask, lengths, _ = inputs(1, 200, 20, n_mels=80)
     wanted, _ = reference(made, z, text, mask, lengths, None, 1.0)
@@ -91,42 +79,46 @@ def test_200_frames_stay_within_1e_4_of_float64(path):
 
 
 @pytest.mark.parametrize(("layers", "hidden", "attention", "gate"), [(1, 40, 7, False), (3, 8, 33, True)])
-def test_other_sizes(path, layers, hidden, attention, gate):
+def test_other_sizes(layers, hidden, attention, gate):
     made = conditioner(hidden, attention, layers=layers, gate=gate)
     z, text, mask, lengths, _ = inputs(2, 12, 6)
     wanted, _ = reference(made, z, text, mask, lengths, None, 1.0)
-    result = run_step(StepWeights.from_conditioner(made), z, *made.memory(text), mask, None, lengths)
+    result = run_step(StepWeights.from_conditioner(made), z, *made.memory(text), mask, None, None, lengths)
     torch.testing.assert_close(result.x.double(), wanted, atol=2e-5, rtol=0)
     assert (result.gate_logits is not None) == gate
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.02), (torch.int8, 0.05)])
 @pytest.mark.parametrize("batch", [1, 5])
-def test_narrow_weights_stay_near_and_equal_the_fallback(dtype, tolerance, batch, monkeypatch):
+def test_narrow_weights_stay_near(dtype, tolerance, batch):
     made = conditioner()
     z, text, mask, lengths, _ = inputs(batch, 20, 9)
     wanted, _ = reference(made, z, text, mask, lengths, None, 1.0)
     weights = StepWeights.from_conditioner(made, dtype)
-    arguments = (weights, z, *made.memory(text), mask, None, lengths)
-    result = run_step(*arguments)
-    monkeypatch.setattr(module, "load_library", lambda name: None)
-    torch.testing.assert_close(result.x, run_step(*arguments).x, atol=2e-5, rtol=0)
-    error = (result.x - wanted).abs().max()
+    error = (run_step(weights, z, *made.memory(text), mask, None, None, lengths).x - wanted).abs().max()
     assert 1e-6 < error < tolerance
 
 
-def test_folding_the_values_changes_nothing(monkeypatch):
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("tail", [0, 3])
+def test_window_and_given_attention_equal_the_inverse(backward, tail):
     made = conditioner()
-    z, text, mask, lengths, _ = inputs(2, 15, 9)
-    arguments = (StepWeights.from_conditioner(made), z, *made.memory(text), mask, None, lengths)
-    monkeypatch.setattr(module, "_folds", lambda *_: True)
-    folded = run_step(*arguments)
-    monkeypatch.setattr(module, "_folds", lambda *_: False)
-    plain = run_step(*arguments)
-    torch.testing.assert_close(folded.x, plain.x, atol=1e-5, rtol=0)
+    z, text, mask, lengths, given = inputs(4, 40, 9)
+    weights = StepWeights.from_conditioner(made)
+    context = Context(text, mask, lengths, window=AttentionWindow(1, 2, 4, tail, backward))
+    wanted, aux = AffineFlow(made).inverse(z, context)
+    made_here, here = AffineFlow(made).inverse(z, context, weights=weights)
+    assert here.lengths.tolist() == aux.lengths.tolist()
+    assert (tail > 0) == bool((aux.lengths < lengths).any())
+    torch.testing.assert_close(made_here, wanted, atol=2e-5, rtol=0)
+    context = Context(text, mask, lengths, attention=given * mask[:, None])
+    wanted, aux = AffineFlow(made).inverse(z, context)
+    made_here, here = AffineFlow(made).inverse(z, context, weights=weights)
+    torch.testing.assert_close(made_here, wanted, atol=2e-5, rtol=0)
+    torch.testing.assert_close(here.gate_logits, aux.gate_logits * length_mask(lengths, 40), atol=2e-5, rtol=0)
 
 
-def test_gate_stops_each_item_after_its_frame(path):
+def test_gate_stops_each_item_after_its_frame():
     made = conditioner()
     z, text, mask, _, _ = inputs(4, 40, 9)
     lengths = torch.full((4,), 40)
@@ -135,7 +127,7 @@ def test_gate_stops_each_item_after_its_frame(path):
     wanted, aux = reference(made, z, text, mask, lengths, None, 1.0, threshold)
     assert aux.lengths.min() < 40
     result = run_step(
-        StepWeights.from_conditioner(made), z, *made.memory(text), mask, None, lengths, gate_threshold=threshold
+        StepWeights.from_conditioner(made), z, *made.memory(text), mask, None, None, lengths, gate_threshold=threshold
     )
     assert result.lengths.tolist() == aux.lengths.tolist()
     torch.testing.assert_close(result.x[:, : wanted.shape[1]].double(), wanted, atol=2e-5, rtol=0)
@@ -143,16 +135,19 @@ def test_gate_stops_each_item_after_its_frame(path):
     assert lengths.tolist() == [40] * 4
 
 
-def test_items_do_not_depend_on_their_batch_mates(path):
-    made = conditioner()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_items_are_the_same_alone_to_the_last_bit(dtype):
+    made = conditioner(hidden=136)
     z, text, mask, lengths, prior = inputs(5, 12, 9)
-    weights = StepWeights.from_conditioner(made)
+    weights = StepWeights.from_conditioner(made, dtype)
     keys, values = made.memory(text)
-    together = run_step(weights, z, keys, values, mask, log(prior), lengths)
+    together = run_step(weights, z, keys, values, mask, prior, None, lengths)
     for i in range(5):
-        one = slice(i, i + 1)
-        alone = run_step(weights, z[one], keys[one], values[one], mask[one], log(prior)[one], lengths[one])
-        torch.testing.assert_close(alone.x, together.x[one], atol=1e-5, rtol=0)
+        one, n = slice(i, i + 1), int(mask[i].sum())
+        memory = keys[one, :n], values[one, :n], mask[one, :n]
+        alone = run_step(weights, z[one], *memory, prior[one, :, :n], None, lengths[one])
+        assert alone.x.equal(together.x[one])
+        assert alone.gate_logits.equal(together.gate_logits[one])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
@@ -169,3 +164,11 @@ def test_refuses_what_it_cannot_run():
         StepWeights.from_conditioner(conditioner(), torch.float16)
     with pytest.raises(ValueError, match="multiple of 8"):
         StepWeights.from_conditioner(conditioner(hidden=12))
+
+
+def test_says_when_it_is_not_available(monkeypatch):
+    made = conditioner()
+    z, text, mask, _, _ = inputs(1, 3, 9)
+    monkeypatch.setattr("flowtron.kernels.step.load_library", lambda name: None)
+    with pytest.raises(RuntimeError, match="C\\+\\+ compiler"):
+        run_step(StepWeights.from_conditioner(made), z, *made.memory(text), mask)

@@ -15,7 +15,7 @@ using namespace flowtron;
 namespace {
 
 constexpr int WIDTH = 4 * LANES;  // columns of a packed panel: four gates of eight units, or 32 outputs
-constexpr int64_t DECODED = 128;  // rows of a panel taken at a time for larger batches: 16 KB, in the first cache
+constexpr int64_t BLOCK = 128;    // rows of a panel taken at a time: 16 KB of floats, in the first cache
 constexpr int ROWS = 3;           // items whose sums fit the registers together with a row of a panel
 
 typedef int8_t Bytes __attribute__((vector_size(LANES), aligned(1)));
@@ -44,38 +44,29 @@ inline Vec decode(const int8_t* p, int j) {
 template <int M, typename Weight>
 inline void multiply_rows(const float* x, int64_t stride, const Weight* panel, int64_t K, const float* scale,
                           float* sums) {
-    // A single row would wait for its own four sums: it keeps two sets, for even and odd k.
-    constexpr int SETS = M == 1 ? 2 : 1;
     constexpr int AHEAD = 2048 / sizeof(Weight);
-    Vec total[SETS][M][4] = {};
-    int64_t k = 0;
-    for (; k + SETS <= K; k += SETS) {
-        for (int set = 0; set < SETS; ++set) {
-            const Weight* row = panel + (k + set) * WIDTH;
-            __builtin_prefetch(row + AHEAD);
-            if (sizeof(Weight) == 4) __builtin_prefetch(row + AHEAD + WIDTH / 2);
-            Vec input[M];
-            for (int m = 0; m < M; ++m) {
-                input[m] = splat(x[m * stride + k + set]);
-                pin(input[m]);
-            }
-            for (int j = 0; j < 4; ++j) {
-                Vec w = decode(row, j);
-                pin(w);
-                for (int m = 0; m < M; ++m) total[set][m][j] += input[m] * w;
-            }
+    Vec total[M][4] = {};
+    for (int64_t k = 0; k < K; ++k) {
+        const Weight* row = panel + k * WIDTH;
+        __builtin_prefetch(row + AHEAD);
+        if (sizeof(Weight) == 4) __builtin_prefetch(row + AHEAD + WIDTH / 2);
+        Vec input[M];
+        for (int m = 0; m < M; ++m) {
+            input[m] = splat(x[m * stride + k]);
+            pin(input[m]);
+        }
+        for (int j = 0; j < 4; ++j) {
+            Vec w = decode(row, j);
+            pin(w);
+            for (int m = 0; m < M; ++m) total[m][j] += input[m] * w;
         }
     }
-    for (; k < K; ++k)
-        for (int m = 0; m < M; ++m)
-            for (int j = 0; j < 4; ++j) total[0][m][j] += x[m * stride + k] * decode(panel + k * WIDTH, j);
     for (int m = 0; m < M; ++m) {
         for (int j = 0; j < 4; ++j) {
-            Vec product = total[0][m][j];
-            if (SETS == 2) product += total[SETS - 1][m][j];
-            if (scale) product *= load(scale + j * LANES);
+            if (scale) total[m][j] *= load(scale + j * LANES);
+            pin(total[m][j]);  // or a compiler would fuse product and sum for some M
             float* out = sums + m * WIDTH + j * LANES;
-            store(out, load(out) + product);
+            store(out, load(out) + total[m][j]);
         }
     }
 }
@@ -105,24 +96,31 @@ struct Matrix {
     int64_t K, columns, kind;
 };
 
-// Columns are grouped by eight units, four gates each. `context` has no panels where values are folded into it.
+// Columns are grouped by eight units, four gates each. `context` has no panels but in the first decoder layer.
 struct Layer {
     Matrix below, context, recurrent;
     const float* bias;
 };
 
+// Tokens that a frame may attend to: from `back` before an item's position to `ahead` after it, `direction` being 1 for
+// a text read from its start and -1 from its end, 0 for no window. The position follows the strongest token, never
+// back, and moves on after `patience` frames; an item ends after `tail` frames at its last token, 0 for never.
+struct Window {
+    int64_t direction, back, ahead, patience, tail;
+};
+
 struct Step {
     int64_t B, T, N, D, H, A, V, L, threads;
     double temperature, gate_threshold;  // NaN: never stop
+    Window window;
     Layer attention_lstm;
     const Layer* lstm;  // (L)
     Matrix query, dense0, dense1, output;
     const float *dense0_bias, *dense1_bias, *output_bias;
-    const float *score, *keys;    // (A), (B, N, A): exp(2 key)
-    const float *values, *folded; // (B, N, V), (B, N, 4H): what a token adds to the first decoder layer; or null
-    const float *gate, *gate_tokens;  // (H), (B, N): what a token adds to the gate's logit, with its bias; or null
+    const float *score, *keys, *values;  // (A), (B, N, A): exp(2 key), (B, N, V)
+    const float *gate, *gate_bias;    // (H + V), (1), or null
     const uint8_t* mask;              // (B, N), true at tokens
-    const double* prior;              // (B, T, N) or null
+    const float *prior, *given;       // (B, T, N) or null: multiplied into the attention; in place of it
     const float* z;                   // (B, T, D)
     float *x, *attention, *gate_logits;  // (B, T, D), (B, T, N), (B, T): out, zero from the start
     int64_t* lengths;                    // (B): in, the most frames; out, frames after stopping
@@ -135,7 +133,7 @@ namespace {
 // A member's share of one product: sums (B, WIDTH) of one panel.
 class Multiplier {
    public:
-    explicit Multiplier(int64_t B) : B_(B), decoded_(DECODED * WIDTH) {}
+    explicit Multiplier(int64_t B) : B_(B), decoded_(BLOCK * WIDTH) {}
 
     void add(const Matrix& matrix, int64_t panel, const float* x, int64_t stride, float* sums) {
         const int64_t at = panel * matrix.K * WIDTH;
@@ -146,19 +144,19 @@ class Multiplier {
     }
 
    private:
+    // Rows are taken BLOCK at a time for every batch, so that an item's sums are the same alone and among others.
     template <typename Weight>
     void add_panel(const Weight* panel, int64_t K, const float* scale, const float* x, int64_t stride, float* sums) {
-        if (B_ <= ROWS) return multiply_few(x, stride, panel, B_, K, scale, sums);
-        for (int64_t k = 0; k < K; k += DECODED) {
-            const int64_t rows = std::min(DECODED, K - k);
-            const float* plain = (const float*)(panel + k * WIDTH);
-            if (sizeof(Weight) != sizeof(float)) {
-                for (int64_t r = 0; r < rows; ++r)
-                    for (int j = 0; j < 4; ++j)
-                        store(&decoded_[r * WIDTH + j * LANES], decode(panel + (k + r) * WIDTH, j));
-                plain = decoded_.data();
+        for (int64_t k = 0; k < K; k += BLOCK) {
+            const int64_t rows = std::min(BLOCK, K - k);
+            const Weight* block = panel + k * WIDTH;
+            if (sizeof(Weight) == sizeof(float) || B_ <= ROWS) {
+                multiply_few(x + k, stride, block, B_, rows, scale, sums);
+                continue;
             }
-            multiply_few(x + k, stride, plain, B_, rows, scale, sums);
+            for (int64_t r = 0; r < rows; ++r)
+                for (int j = 0; j < 4; ++j) store(&decoded_[r * WIDTH + j * LANES], decode(block + r * WIDTH, j));
+            multiply_few(x + k, stride, decoded_.data(), B_, rows, scale, sums);
         }
     }
 
@@ -178,8 +176,7 @@ class Runner {
           context_(s.B * s.V),
           first_(s.B * (s.H + WIDTH)),
           second_(s.B * (s.H + WIDTH)),
-          coupling_(s.B * (2 * s.D + WIDTH)),
-          gate_(s.B) {}
+          coupling_(s.B * (2 * s.D + WIDTH)) {}
 
     void run() {
         run_team((int)s.threads, [this](int member) { work(member); });
@@ -190,8 +187,8 @@ class Runner {
     // member writes its units while others still read the last frame's.
     float* hidden(int64_t layer, int64_t t) { return &hidden_[(layer * 2 + (t & 1)) * s.B * s.H]; }
 
-    void run_layer(int64_t index, int64_t t, const Layer& layer, const float* below, int64_t stride,
-                   const float* attention, int member, Multiplier& multiplier, std::vector<float>& sums) {
+    void run_layer(int64_t index, int64_t t, const Layer& layer, const float* below, int64_t stride, int member,
+                   Multiplier& multiplier, std::vector<float>& sums) {
         const int64_t B = s.B, H = s.H;
         const Share share(H / LANES, member, (int)s.threads);
         for (int64_t group = share.first; group < share.last; ++group) {
@@ -199,7 +196,6 @@ class Runner {
                 std::memcpy(&sums[b * WIDTH], layer.bias + group * WIDTH, WIDTH * sizeof(float));
             multiplier.add(layer.below, group, below, stride, sums.data());
             if (layer.context.panels) multiplier.add(layer.context, group, context_.data(), s.V, sums.data());
-            if (attention) add_folded(attention, group, sums.data());
             multiplier.add(layer.recurrent, group, hidden(index, t - 1), H, sums.data());
             for (int64_t b = 0; b < B; ++b) {
                 const float* row = &sums[b * WIDTH];
@@ -212,20 +208,6 @@ class Runner {
             }
         }
         barrier_.wait();
-    }
-
-    void add_folded(const float* attention, int64_t group, float* sums) {
-        for (int64_t b = 0; b < s.B; ++b) {
-            Vec total[4];
-            for (int j = 0; j < 4; ++j) total[j] = load(sums + b * WIDTH + j * LANES);
-            for (int64_t n = 0; n < s.N; ++n) {
-                const float weight = attention[b * s.N + n];
-                if (weight < 1e-12f) continue;  // attention is mostly zero, and a row costs as much as any other
-                const float* row = s.folded + ((b * s.N + n) * 4 * s.H) + group * WIDTH;
-                for (int j = 0; j < 4; ++j) total[j] += weight * load(row + j * LANES);
-            }
-            for (int j = 0; j < 4; ++j) store(sums + b * WIDTH + j * LANES, total[j]);
-        }
     }
 
     enum Activation { NONE, TANH };
@@ -270,30 +252,83 @@ class Runner {
         barrier_.wait();
     }
 
+    // Where an item is in its text, in tokens from where its reading starts, and since how many frames.
+    struct Place {
+        int64_t tokens, position, still;
+    };
+
+    bool allowed(const Place& place, int64_t n) const {
+        if (!s.window.direction) return true;
+        const int64_t ahead = (s.window.direction > 0 ? n : place.tokens - 1 - n) - place.position;
+        return ahead >= -s.window.back && ahead <= s.window.ahead;
+    }
+
+    void move(Place& place, const float* attention) const {
+        const int64_t n = std::max_element(attention, attention + place.tokens) - attention;
+        const int64_t peak = s.window.direction > 0 ? n : place.tokens - 1 - n;
+        ++place.still;
+        if (peak > place.position) place = {place.tokens, peak, 0};
+        else if (place.still >= s.window.patience && place.position < place.tokens - 1)
+            place = {place.tokens, place.position + 1, 0};
+    }
+
     // Every member computes all weights, in a buffer of its own: cheaper than meeting once more.
-    void attend(int64_t t, float* attention) {
+    void attend(int64_t t, std::vector<Place>& places, float* attention) {
         for (int64_t b = 0; b < s.B; ++b) {
-            const float* e = &energy_[b * s.N];
-            const uint8_t* mask = s.mask + b * s.N;
             float* out = attention + b * s.N;
-            float highest = -INFINITY;
-            for (int64_t n = 0; n < s.N; ++n)
-                if (mask[n]) highest = std::max(highest, e[n]);
-            double total = 0;
-            for (int64_t n = 0; n < s.N; ++n) {
-                out[n] = mask[n] ? std::exp((e[n] - highest) / (float)s.temperature) : 0.f;
-                total += out[n];
-            }
-            if (!s.prior) {
-                for (int64_t n = 0; n < s.N; ++n) out[n] = (float)(out[n] / total);
+            if (s.given) {
+                std::memcpy(out, s.given + (b * s.T + t) * s.N, s.N * sizeof(float));
                 continue;
             }
-            const double* prior = s.prior + (b * s.T + t) * s.N;
-            double sum = 0;
+            Place& place = places[b];
+            const float* e = &energy_[b * s.N];
+            const uint8_t* mask = s.mask + b * s.N;
+            float highest = -INFINITY;
             for (int64_t n = 0; n < s.N; ++n)
-                if (mask[n]) sum += (out[n] / total + 1e-20) * prior[n];
-            for (int64_t n = 0; n < s.N; ++n)
-                out[n] = mask[n] ? (float)((out[n] / total + 1e-20) * prior[n] / sum) : 0.f;
+                if (mask[n] && allowed(place, n)) highest = std::max(highest, e[n]);
+            double total = 0;
+            for (int64_t n = 0; n < s.N; ++n) {
+                const bool takes_part = mask[n] && allowed(place, n);
+                out[n] = takes_part ? std::exp((e[n] - highest) / (float)s.temperature) : 0.f;
+                total += out[n];
+            }
+            if (s.prior) {
+                const float* prior = s.prior + (b * s.T + t) * s.N;
+                double sum = 0;
+                for (int64_t n = 0; n < s.N; ++n)
+                    if (mask[n] && allowed(place, n)) sum += (out[n] / total + 1e-20) * (prior[n] + 1e-20);
+                for (int64_t n = 0; n < s.N; ++n) {
+                    const bool takes_part = mask[n] && allowed(place, n);
+                    out[n] = takes_part ? (float)((out[n] / total + 1e-20) * (prior[n] + 1e-20) / sum) : 0.f;
+                }
+            } else {
+                for (int64_t n = 0; n < s.N; ++n) out[n] = (float)(out[n] / total);
+            }
+            if (s.window.direction) move(place, out);
+        }
+    }
+
+    static float dot(const float* a, const float* b, int64_t size) {
+        Vec total = {};
+        int64_t i = 0;
+        for (; i + LANES <= size; i += LANES) total += load(a + i) * load(b + i);
+        float rest = 0;
+        for (; i < size; ++i) rest += a[i] * b[i];
+        return sum(total) + rest;
+    }
+
+    // Shorten the items whose gate fires at frame t, or that have said their last token.
+    void stop(int64_t t, const std::vector<Place>& places, std::vector<int64_t>& lengths, bool writes) {
+        for (int64_t b = 0; b < s.B; ++b) {
+            bool stops = s.window.tail && s.window.direction && places[b].position == places[b].tokens - 1 &&
+                         places[b].still >= s.window.tail;
+            if (s.gate) {
+                const float logit = dot(s.gate, hidden(0, t) + b * s.H, s.H) +
+                                    dot(s.gate + s.H, &context_[b * s.V], s.V) + s.gate_bias[0];
+                if (writes && t < lengths[b]) s.gate_logits[b * s.T + t] = logit;
+                stops = stops || 1 / (1 + std::exp(-(double)logit)) > s.gate_threshold;
+            }
+            if (stops && lengths[b] > t) lengths[b] = t + 1;
         }
     }
 
@@ -303,39 +338,25 @@ class Runner {
         Multiplier multiplier(B);
         std::vector<float> sums(B * WIDTH), previous(B * D), attention(B * s.N);
         std::vector<int64_t> lengths(s.lengths, s.lengths + B);
+        std::vector<Place> places(B, Place{});
+        for (int64_t b = 0; b < B; ++b) places[b].tokens = std::count(s.mask + b * s.N, s.mask + (b + 1) * s.N, 1);
         barrier_.wait();
         const int64_t dense = (H + WIDTH - 1) / WIDTH * WIDTH, coupling = (2 * D + WIDTH - 1) / WIDTH * WIDTH;
         for (int64_t t = 0; t < s.T; ++t) {
             if (*std::max_element(lengths.begin(), lengths.end()) <= t) break;
-            run_layer(0, t, s.attention_lstm, previous.data(), D, nullptr, member, multiplier, sums);
+            run_layer(0, t, s.attention_lstm, previous.data(), D, member, multiplier, sums);
             const float* asking = hidden(0, t);
-            if (first && s.gate) {
-                for (int64_t b = 0; b < B; ++b) {
-                    Vec total = {};
-                    for (int64_t k = 0; k < H; k += LANES) total += load(s.gate + k) * load(asking + b * H + k);
-                    gate_[b] = sum(total);
-                }
+            if (!s.given) {
+                run_dense(s.query, nullptr, asking, H, asked_.data(), s.A, NONE, member, multiplier, sums);
+                exponential(member);
+                score_tokens(member);
             }
-            run_dense(s.query, nullptr, asking, H, asked_.data(), s.A, NONE, member, multiplier, sums);
-            exponential(member);
-            score_tokens(member);
-            attend(t, attention.data());
-            if (!s.folded) {
-                attend_values(attention.data(), member);
-                barrier_.wait();
-            }
-            if (s.gate) {
-                for (int64_t b = 0; b < B; ++b) {
-                    double logit = gate_[b];
-                    for (int64_t n = 0; n < s.N; ++n) logit += attention[b * s.N + n] * s.gate_tokens[b * s.N + n];
-                    if (first && t < lengths[b]) s.gate_logits[b * s.T + t] = (float)logit;
-                    const bool stops = 1 / (1 + std::exp(-logit)) > s.gate_threshold;
-                    if (stops && lengths[b] > t) lengths[b] = t + 1;
-                }
-            }
+            attend(t, places, attention.data());
+            attend_values(attention.data(), member);
+            barrier_.wait();
+            stop(t, places, lengths, first);
             for (int64_t layer = 0; layer < s.L; ++layer)
-                run_layer(layer + 1, t, s.lstm[layer], hidden(layer, t), H,
-                          layer == 0 && s.folded ? attention.data() : nullptr, member, multiplier, sums);
+                run_layer(layer + 1, t, s.lstm[layer], hidden(layer, t), H, member, multiplier, sums);
             run_dense(s.dense0, s.dense0_bias, hidden(s.L, t), H, first_.data(), dense, TANH, member, multiplier,
                       sums);
             run_dense(s.dense1, s.dense1_bias, first_.data(), dense, second_.data(), dense, TANH, member, multiplier,
@@ -379,7 +400,7 @@ class Runner {
 
     const Step& s;
     Barrier barrier_;
-    std::vector<float> hidden_, cell_, asked_, energy_, context_, first_, second_, coupling_, gate_;
+    std::vector<float> hidden_, cell_, asked_, energy_, context_, first_, second_, coupling_;
 };
 
 }  // namespace

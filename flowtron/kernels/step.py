@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flowtron.kernels.attention import CLAMP, additive_scores
+from flowtron.kernels.attention import CLAMP
 from flowtron.kernels.build import load_library, pointer
-from flowtron.kernels.step_weights import DTYPES, LANES, WIDTH, Layer, Matrix, StepWeights, by_gate
+from flowtron.kernels.step_weights import DTYPES, LANES, WIDTH, Layer, Matrix, StepWeights
 
 
 class StepResult(NamedTuple):
@@ -43,9 +43,13 @@ class _Layer(ctypes.Structure):
 
 _SIZES = ("B", "T", "N", "D", "H", "A", "V", "L", "threads")
 _POINTERS = (
-    *("dense0_bias", "dense1_bias", "output_bias", "score", "keys", "values", "folded", "gate", "gate_tokens"),
-    *("mask", "prior", "z", "x", "attention", "gate_logits", "lengths"),
+    *("dense0_bias", "dense1_bias", "output_bias", "score", "keys", "values", "gate", "gate_bias"),
+    *("mask", "prior", "given", "z", "x", "attention", "gate_logits", "lengths"),
 )
+
+
+class _Window(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("direction", "back", "ahead", "patience", "tail"))
 
 
 class _Step(ctypes.Structure):
@@ -54,6 +58,7 @@ class _Step(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in _SIZES),
         *((name, ctypes.c_double) for name in ("temperature", "gate_threshold")),
+        ("window", _Window),
         ("attention_lstm", _Layer),
         ("lstm", ctypes.c_void_p),
         *((name, _Matrix) for name in ("query", "dense0", "dense1", "output")),
@@ -68,13 +73,8 @@ def _matrix(matrix: Matrix | None) -> _Matrix:
     return _Matrix(pointer(matrix.panels), pointer(matrix.scale), matrix.inputs, matrix.outputs, kind)
 
 
-def _layer(layer: Layer, folded: bool = False) -> _Layer:
-    return _Layer(
-        _matrix(layer.below),
-        _matrix(None if folded else layer.context),
-        _matrix(layer.recurrent),
-        pointer(layer.bias),
-    )
+def _layer(layer: Layer) -> _Layer:
+    return _Layer(_matrix(layer.below), _matrix(layer.context), _matrix(layer.recurrent), pointer(layer.bias))
 
 
 def _padded(x: Tensor, multiple: int) -> Tensor:
@@ -82,50 +82,70 @@ def _padded(x: Tensor, multiple: int) -> Tensor:
     return functional.pad(x, (0, -x.shape[-1] % multiple)).contiguous()
 
 
-def _folds(weights: StepWeights, batch: int, tokens: int) -> bool:
-    """Return whether context · W = attention · (values · W) reads less: N rows per item against W's V rows."""
-    context = weights.lstm[0].context
-    assert context is not None
-    return batch * tokens * 4 < context.inputs * context.panels.element_size()
+def is_available(device: torch.device) -> bool:
+    """Whether `run_step` runs here: on a CPU, with a compiler or a library compiled before."""
+    return device.type == "cpu" and load_library("step") is not None
 
 
-def _run_kernel(
-    library: ctypes.CDLL,
+@torch.no_grad()
+def run_step(
     weights: StepWeights,
     z: Tensor,
     keys: Tensor,
     values: Tensor,
     token_mask: Tensor,
-    log_prior: Tensor | None,
-    lengths: Tensor,
-    gate_threshold: float | None,
-    temperature: float,
+    prior: Tensor | None = None,
+    given: Tensor | None = None,
+    lengths: Tensor | None = None,
+    gate_threshold: float | None = None,
+    temperature: float = 1.0,
+    window: tuple[int, int, int, int, int] | None = None,
 ) -> StepResult:
+    """Invert one step of flow, x_t = (z_t − shift_t) · exp(−log_scale_t), each frame from those before.
+
+    The loop over frames runs in C++ on `torch.get_num_threads()` threads. An item's numbers are the same to the last
+    bit alone and in a batch.
+
+    Args:
+        weights: of the step's conditioner.
+        z: (B, T, D) latent frames in the order of processing.
+        keys: (B, N, A), the conditioner's `memory`.
+        values: (B, N, V), likewise.
+        token_mask: (B, N), true at an item's tokens, of which every item has one; padding comes after them.
+        prior: (B, T, N) multiplied into the attention, which is then renormalised.
+        given: (B, T, N) attention to use in place of a computed one.
+        lengths: (B,) frames wanted of each item; None wants T.
+        gate_threshold: an item ends with the first frame whose gate probability exceeds it; None never stops.
+        temperature: divides attention energies.
+        window: direction of reading (1 or −1), and back, ahead, patience and tail of an `AttentionWindow`.
+
+    Raises:
+        RuntimeError: the kernel is not available.
+    """
+    library = load_library("step")
+    if library is None or z.device.type != "cpu":
+        raise RuntimeError("The step kernel needs a CPU and a C++ compiler; use the flow's own inverse.")
+    lengths = torch.full((z.shape[0],), z.shape[1]) if lengths is None else lengths.long()
+    lengths = lengths.clamp(max=z.shape[1]).contiguous()
+    z, keys, values = (x.float().contiguous() for x in (z, keys, values))
     (batch, frames, n_mels), tokens, width = z.shape, keys.shape[1], values.shape[2]
     score = _padded(weights.score, LANES)
-    exponentials = _padded((2 * keys.clamp(-CLAMP, CLAMP)).exp(), LANES)
-    context = weights.lstm[0].context
-    assert context is not None
-    folded = values @ context.dense().t() if _folds(weights, batch, tokens) else None
-    gate = gate_tokens = gate_logits = None
-    if weights.gate is not None:
-        gate = weights.gate[0][: weights.hidden].contiguous()
-        gate_tokens = (values @ weights.gate[0][weights.hidden :] + weights.gate[1]).contiguous()
-        gate_logits = z.new_zeros(batch, frames)
-    layers = (_Layer * len(weights.lstm))(*(_layer(layer, folded is not None) for layer in weights.lstm))
+    gate, gate_bias = weights.gate or (None, None)
+    gate_logits = None if gate is None else z.new_zeros(batch, frames)
+    layers = (_Layer * len(weights.lstm))(*map(_layer, weights.lstm))
     result = StepResult(torch.zeros_like(z), z.new_zeros(batch, frames, tokens), gate_logits, lengths.clone())
     tensors = {
         "dense0_bias": _padded(weights.biases[0], WIDTH),
         "dense1_bias": _padded(weights.biases[1], WIDTH),
         "output_bias": _padded(weights.biases[2], WIDTH),
         "score": score,
-        "keys": exponentials,
+        "keys": _padded((2 * keys.clamp(-CLAMP, CLAMP)).exp(), LANES),
         "values": values,
-        "folded": folded,
         "gate": gate,
-        "gate_tokens": gate_tokens,
+        "gate_bias": gate_bias,
         "mask": token_mask.to(torch.uint8).contiguous(),
-        "prior": None if log_prior is None else log_prior.double().exp().contiguous(),
+        "prior": None if prior is None else prior.float().contiguous(),
+        "given": None if given is None else given.float().contiguous(),
         "z": z,
         "x": result.x,
         "attention": result.attention,
@@ -136,6 +156,7 @@ def _run_kernel(
     step = _Step(
         *(batch, frames, tokens, n_mels, weights.hidden, score.shape[0], width, len(weights.lstm), threads),
         *(temperature, math.nan if gate_threshold is None else gate_threshold),
+        _Window(*(window or (0,) * 5)),
         _layer(weights.attention_lstm),
         ctypes.cast(layers, ctypes.c_void_p),
         *map(_matrix, (weights.query, *weights.dense, weights.output)),
@@ -143,109 +164,3 @@ def _run_kernel(
     )
     library.run_step(ctypes.byref(step))
     return result
-
-
-def _dense_layer(layer: Layer) -> tuple[Tensor, Tensor]:
-    """Return a layer's weight (4H, K + V + H), gate by gate, and its bias."""
-    matrices = [m.dense() for m in (layer.below, layer.context, layer.recurrent) if m is not None]
-    return by_gate(torch.cat(matrices, 1)), by_gate(layer.bias)
-
-
-def _lstm_cell(
-    layer: tuple[Tensor, Tensor], inputs: list[Tensor], state: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """One frame of a layer: inputs from below (B, K) and context (B, V), h and c (B, H) -> h and c."""
-    gates = functional.linear(torch.cat([*inputs, state[0]], 1), *layer)
-    i, f, g, o = gates.chunk(4, 1)
-    c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
-    return o.sigmoid() * c.tanh(), c
-
-
-def _run_torch(
-    weights: StepWeights,
-    z: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    token_mask: Tensor,
-    log_prior: Tensor | None,
-    lengths: Tensor,
-    gate_threshold: float | None,
-    temperature: float,
-) -> StepResult:
-    batch, frames, n_mels = z.shape
-    lengths = lengths.clone()
-    zero = z.new_zeros(batch, weights.hidden)
-    attention_state, states = (zero, zero), [(zero, zero) for _ in weights.lstm]
-    x, attention = torch.zeros_like(z), z.new_zeros(batch, frames, keys.shape[1])
-    gate_logits = None if weights.gate is None else z.new_zeros(batch, frames)
-    frame = z.new_zeros(batch, n_mels)
-    attention_lstm, *lstm = map(_dense_layer, (weights.attention_lstm, *weights.lstm))
-    to_query, *dense, output = (m.dense() for m in (weights.query, *weights.dense, weights.output))
-    for t in range(frames):
-        active = t < lengths
-        if not active.any():
-            break
-        attention_state = _lstm_cell(attention_lstm, [frame], attention_state)
-        query = attention_state[0] @ to_query.t()
-        energy = additive_scores(query[:, None], keys, weights.score)[:, 0] / temperature
-        weight = energy.masked_fill(~token_mask, -torch.inf).softmax(1)
-        if log_prior is not None:
-            logprob = (weight + 1e-20).log() + log_prior[:, t]
-            weight = logprob.masked_fill(~token_mask, -torch.inf).softmax(1)
-        attention[:, t] = weight * active[:, None]
-        context = (weight[:, None] @ values)[:, 0]
-        if weights.gate is not None and gate_logits is not None:
-            logit = torch.cat([attention_state[0], context], 1) @ weights.gate[0] + weights.gate[1]
-            gate_logits[:, t] = logit * active
-            if gate_threshold is not None:
-                stops = active & (logit.sigmoid() > gate_threshold)
-                lengths = torch.where(stops, t + 1, lengths)
-        below = attention_state[0]
-        for index, layer in enumerate(lstm):
-            states[index] = _lstm_cell(layer, [below, context] if index == 0 else [below], states[index])
-            below = states[index][0]
-        for matrix, bias in zip(dense, weights.biases):
-            below = functional.linear(below, matrix, bias).tanh()
-        log_scale, shift = functional.linear(below, output, weights.biases[2]).chunk(2, 1)
-        frame = (z[:, t] - shift) * (-log_scale).exp()
-        x[:, t] = frame * active[:, None]
-    return StepResult(x, attention, gate_logits, lengths)
-
-
-@torch.no_grad()
-def run_step(
-    weights: StepWeights,
-    z: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    token_mask: Tensor,
-    log_prior: Tensor | None = None,
-    lengths: Tensor | None = None,
-    gate_threshold: float | None = None,
-    temperature: float = 1.0,
-) -> StepResult:
-    """Invert one step of flow, x_t = (z_t − shift_t) · exp(−log_scale_t), each frame from those before.
-
-    On a CPU the loop over frames runs in C++ on `torch.get_num_threads()` threads; elsewhere, and without a compiler,
-    it is an equal loop in torch.
-
-    Args:
-        weights: of the step's conditioner.
-        z: (B, T, D) latent frames in the order of processing.
-        keys: (B, N, A), the conditioner's `memory`.
-        values: (B, N, V), likewise.
-        token_mask: (B, N), true at tokens, of which every item has one.
-        log_prior: (B, T, N) added to the log attention, which is then renormalised.
-        lengths: (B,) frames wanted of each item; None wants T.
-        gate_threshold: an item ends with the first frame whose gate probability exceeds it; None never stops.
-        temperature: divides attention energies.
-    """
-    lengths = torch.full((z.shape[0],), z.shape[1]) if lengths is None else lengths.long()
-    lengths = lengths.to(z.device).clamp(max=z.shape[1]).contiguous()
-    z, keys, values = (x.float().contiguous() for x in (z, keys, values))
-    library = load_library("step") if z.device.type == "cpu" and z.numel() else None
-    if library is not None:
-        return _run_kernel(
-            library, weights, z, keys, values, token_mask, log_prior, lengths, gate_threshold, temperature
-        )
-    return _run_torch(weights, z, keys, values, token_mask, log_prior, lengths, gate_threshold, temperature)

@@ -24,6 +24,52 @@ class Attended(NamedTuple):
     attention_logprob: Tensor
 
 
+class AttentionWindow(NamedTuple):
+    """Keeps attention walking through the text, once and in order.
+
+    A frame may attend to tokens from `back` before an item's position to `ahead` after it. The position starts at the
+    first token (the last, for a step that runs backward in time), follows the strongest token, never turns back, and
+    moves on by itself after `patience_frames`. An item ends after `tail_frames` at its last token; 0 leaves that to
+    the gate. Source: the monotonic window of Chorowski et al. 2015, section 3, and of many a text-to-speech since.
+    """
+
+    back: int = 1
+    ahead: int = 3
+    patience_frames: int = 40
+    tail_frames: int = 40
+    backward: bool = False
+
+
+class WindowWalk:
+    """The positions (B,) of a batch in its texts, tokens counted from where the reading starts."""
+
+    def __init__(self, window: AttentionWindow, token_mask: Tensor) -> None:
+        self.window, self.token_mask = window, token_mask
+        self.tokens = token_mask.sum(1)
+        index = torch.arange(token_mask.shape[1], device=token_mask.device)
+        self.order = self.tokens[:, None] - 1 - index if window.backward else index.expand(token_mask.shape)
+        self.position = torch.zeros_like(self.tokens)
+        self.still = torch.zeros_like(self.tokens)
+
+    def allowed(self) -> Tensor:
+        """Return the tokens (B, T_text) that the next frame may attend to."""
+        ahead = self.order - self.position[:, None]
+        return self.token_mask & (ahead >= -self.window.back) & (ahead <= self.window.ahead)
+
+    def move(self, attention: Tensor) -> None:
+        """Follow the attention (B, T_text) of a frame."""
+        peak = self.order.gather(1, attention.argmax(1, keepdim=True))[:, 0]
+        waits = (self.still + 1 < self.window.patience_frames) | (self.position == self.tokens - 1)
+        moved = torch.where(peak > self.position, peak, torch.where(waits, self.position, self.position + 1))
+        self.still = torch.where(moved > self.position, 0, self.still + 1)
+        self.position = moved
+
+    def is_complete(self) -> Tensor:
+        """Whether each item (B,) has said its last token."""
+        at_end = self.position == self.tokens - 1
+        return at_end & (self.still >= self.window.tail_frames) & (self.window.tail_frames > 0)
+
+
 def additive_scores_pairwise(query: Tensor, key: Tensor, score: Tensor) -> Tensor:
     """Scores with keys of their own for every frame: query (B, T_mel, A), key (B, T_text, A) or one frame of them."""
     return torch.tanh(query[:, :, None] + key[:, None]) @ score

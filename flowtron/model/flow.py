@@ -9,9 +9,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from flowtron.kernels.lstm import LSTM
-from flowtron.model.attention import AdditiveAttention, Attended, LocationGate
+from flowtron.kernels.step import run_step
+from flowtron.kernels.step_weights import StepWeights
+from flowtron.model.attention import AdditiveAttention, Attended, AttentionWindow, LocationGate, WindowWalk
 from flowtron.model.encoder import length_mask
 
 
@@ -21,7 +24,8 @@ class Context:
 
     encoded: (B, T_text, C) encoded text with the speaker. token_mask: (B, T_text), true at tokens.
     mel_lengths: (B,) valid frames. attention_prior: (B, T_mel, T_text). attention: (B, T_mel, T_text) to use in place
-    of computed weights. temperature: divides attention energies.
+    of computed weights. temperature: divides attention energies. window: of the attention, in `inverse` alone.
+    allowed: (B, T_text), the tokens within the window; None for all.
     """
 
     encoded: Tensor
@@ -30,6 +34,13 @@ class Context:
     attention_prior: Tensor | None = None
     attention: Tensor | None = None
     temperature: float = 1.0
+    window: AttentionWindow | None = None
+    allowed: Tensor | None = None
+
+    @property
+    def attended(self) -> Tensor:
+        """Tokens (B, T_text) that may be attended to."""
+        return self.token_mask if self.allowed is None else self.allowed
 
 
 class State(NamedTuple):
@@ -118,7 +129,7 @@ class Conditioner(nn.Module):
                 hidden[:, t : t + 1],
                 self.attention.key(context.encoded * gate),
                 values,
-                context.token_mask,
+                context.attended,
                 None if context.attention_prior is None else context.attention_prior[:, t : t + 1],
                 context.temperature,
                 None if context.attention is None else context.attention[:, t : t + 1],
@@ -152,7 +163,7 @@ class Conditioner(nn.Module):
                 hidden,
                 keys,
                 values,
-                context.token_mask,
+                context.attended,
                 context.attention_prior,
                 context.temperature,
                 context.attention,
@@ -212,21 +223,28 @@ class AffineFlow(nn.Module):
         return z, log_scale.sum((1, 2)), aux
 
     def inverse(
-        self, z: Tensor, context: Context, state: State | None = None, gate_threshold: float | None = None
+        self,
+        z: Tensor,
+        context: Context,
+        gate_threshold: float | None = None,
+        weights: StepWeights | None = None,
     ) -> tuple[Tensor, FlowAux]:
         """Map z (B, T_mel, D) to mel, frame by frame: x_t = (z_t − shift_t) · exp(−log_scale_t).
 
         Args:
             z: (B, T_mel, D) latent frames, of which each item uses the first mel_lengths.
             context: as in `forward`.
-            state: recurrent state to start from.
             gate_threshold: an item ends with the first frame whose gate probability exceeds it; None never stops.
+            weights: the conditioner's, for the compiled loop over frames; None runs the loop in torch.
 
         Returns:
             mel (B, T, D) and aux, T the longest length, with the lengths after stopping.
         """
-        memory = self.conditioner.memory(context.encoded)
+        if weights is not None:
+            return self._inverse_compiled(z, context, gate_threshold, weights)
+        memory, state = self.conditioner.memory(context.encoded), None
         lengths = context.mel_lengths.clone()
+        walk = None if context.window is None else WindowWalk(context.window, context.token_mask)
         frame = torch.zeros_like(z[:, 0])
         frames: list[Tensor] = []
         steps: list[Conditioning] = []
@@ -234,14 +252,20 @@ class AffineFlow(nn.Module):
             prior, given = (
                 None if rows is None else rows[:, t : t + 1] for rows in (context.attention_prior, context.attention)
             )
-            here = replace(context, attention_prior=prior, attention=given)
+            allowed = None if walk is None else walk.allowed()
+            here = replace(context, attention_prior=prior, attention=given, allowed=allowed)
             conditioning, state = self.conditioner(frame[:, None], memory, here, state)
             frame = (z[:, t] - conditioning.shift[:, 0]) * (-conditioning.log_scale[:, 0]).exp()
             frames.append(frame)
             steps.append(conditioning)
+            stops = torch.zeros_like(lengths, dtype=torch.bool)
+            if walk is not None:
+                walk.move(conditioning.attention[:, 0])
+                stops |= walk.is_complete()
             if gate_threshold is not None and conditioning.gate_logits is not None:
-                stopped = (conditioning.gate_logits[:, 0].sigmoid() > gate_threshold) & (lengths > t)
-                lengths = torch.where(stopped, t + 1, lengths)
+                stops |= conditioning.gate_logits[:, 0].sigmoid() > gate_threshold
+            if walk is not None or gate_threshold is not None:
+                lengths = torch.where(stops & (lengths > t), t + 1, lengths)
                 if int(lengths.max()) <= t + 1:
                     break
         mask = length_mask(lengths, len(frames))[..., None]
@@ -254,6 +278,35 @@ class AffineFlow(nn.Module):
             lengths,
         )
         return torch.stack(frames, 1) * mask, aux
+
+    def _inverse_compiled(
+        self, z: Tensor, context: Context, gate_threshold: float | None, weights: StepWeights
+    ) -> tuple[Tensor, FlowAux]:
+        # One by one, since matrix products round differently in batches, and an item must not hear of its batch-mates.
+        memories = [
+            self.conditioner.memory(encoded[None, :n])
+            for encoded, n in zip(context.encoded, context.token_mask.sum(1).tolist())
+        ]
+        keys, values = (pad_sequence([x[0] for x in parts], batch_first=True) for parts in zip(*memories))
+        window = context.window
+        result = run_step(
+            weights,
+            z,
+            keys,
+            values,
+            context.token_mask,
+            context.attention_prior,
+            context.attention,
+            context.mel_lengths,
+            gate_threshold,
+            context.temperature,
+            None if window is None else (-1 if window.backward else 1, *window[:4]),
+        )
+        T = int(result.lengths.max())
+        attention = result.attention[:, :T].to(z.dtype)
+        gate_logits = None if result.gate_logits is None else result.gate_logits[:, :T].to(z.dtype)
+        aux = FlowAux(None, attention, (attention + 1e-8).log(), gate_logits, result.lengths)
+        return result.x[:, :T].to(z.dtype), aux
 
 
 def reverse_frames(x: Tensor, lengths: Tensor) -> Tensor:
@@ -281,7 +334,8 @@ class TimeReversed(nn.Module):
             None if rows is None else reverse_frames(rows, context.mel_lengths)
             for rows in (context.attention_prior, context.attention)
         )
-        return replace(context, attention_prior=prior, attention=given)
+        window = context.window and context.window._replace(backward=not context.window.backward)
+        return replace(context, attention_prior=prior, attention=given, window=window)
 
     @staticmethod
     def _natural(aux: FlowAux) -> FlowAux:
@@ -302,10 +356,14 @@ class TimeReversed(nn.Module):
         return reverse_frames(z, lengths), log_det, self._natural(aux)
 
     def inverse(
-        self, z: Tensor, context: Context, state: State | None = None, gate_threshold: float | None = None
+        self,
+        z: Tensor,
+        context: Context,
+        gate_threshold: float | None = None,
+        weights: StepWeights | None = None,
     ) -> tuple[Tensor, FlowAux]:
         """As `AffineFlow.inverse`, from the last frame to the first; a stop keeps the last frames of z."""
         mel, aux = self.flow.inverse(
-            reverse_frames(z, context.mel_lengths), self._reversed_context(context), state, gate_threshold
+            reverse_frames(z, context.mel_lengths), self._reversed_context(context), gate_threshold, weights
         )
         return reverse_frames(mel, aux.lengths), self._natural(aux)

@@ -9,10 +9,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from flowtron.config import ModelConfig
 from flowtron.errors import InputError
+from flowtron.kernels.step_weights import StepWeights
 from flowtron.model.aligner import Aligner, DurationPredictor
+from flowtron.model.attention import AttentionWindow
 from flowtron.model.encoder import MelEncoder, TextEncoder, length_mask
 from flowtron.model.flow import AffineFlow, Conditioner, Context, FlowAux, TimeReversed
 from flowtron.model.prior import Mixture, MixturePrior
@@ -147,6 +150,8 @@ class Flowtron(nn.Module):
         attention: Sequence[Tensor] | None = None,
         temperature: float = 1.0,
         gate_threshold: float | None = None,
+        window: AttentionWindow | None = None,
+        weights: Sequence[StepWeights] | None = None,
     ) -> FlowtronSample:
         """Synthesise: mel = f_1⁻¹(... f_K⁻¹(z)).
 
@@ -157,8 +162,17 @@ class Flowtron(nn.Module):
             attention: one (B, T_mel, T_text) per step of flow to use in place of computed ones, in natural order.
             temperature: divides attention energies.
             gate_threshold: probability above which the gate of the step next to z ends an utterance; None never.
+            window: keeps the attention monotonic; its tail ends an utterance in the step next to z alone.
+            weights: one per step of flow, from `pack`, for the compiled loop over frames; None runs it in torch.
         """
-        encoded = self.encode(tokens, token_lengths, speaker_id)
+        if weights is None:
+            encoded = self.encode(tokens, token_lengths, speaker_id)
+        else:  # one by one, so that an item's numbers do not depend on its batch-mates at all
+            alone = [
+                self.encode(tokens[b : b + 1, :n], token_lengths[b : b + 1], speaker_id[b : b + 1])[0]
+                for b, n in enumerate(token_lengths.tolist())
+            ]
+            encoded = pad_sequence(alone, batch_first=True)
         token_mask = length_mask(token_lengths, tokens.shape[1])
         x, lengths, gate_logits = z.transpose(1, 2), z_lengths, None
         attentions: list[Tensor] = []
@@ -172,15 +186,26 @@ class Flowtron(nn.Module):
                 attention_prior=None if attention_prior is None else attention_prior[:, :size],
                 attention=None if attention is None else attention[index][:, :size],
                 temperature=temperature,
+                window=window if is_last or window is None else window._replace(tail_frames=0),
             )
             flow = self.flows[index]
             assert isinstance(flow, AffineFlow | TimeReversed)
-            x, aux = flow.inverse(x, context, gate_threshold=gate_threshold if is_last else None)
+            x, aux = flow.inverse(
+                x, context, gate_threshold if is_last else None, None if weights is None else weights[index]
+            )
             lengths = aux.lengths
             gate_logits = aux.gate_logits if is_last else gate_logits
             attentions.insert(0, aux.attention)
         mel = (x * self.mel_std + self.mel_mean) * length_mask(lengths, x.shape[1])[..., None]
         return FlowtronSample(mel.transpose(1, 2), lengths, attentions, gate_logits)
+
+    def pack(self, dtype: torch.dtype = torch.float32) -> list[StepWeights]:
+        """Lay out the steps' weights for the compiled loop over frames, once for any number of calls of `inverse`.
+
+        Raises:
+            ValueError: a step is location-sensitive, or its hidden channels are no multiple of 8.
+        """
+        return [StepWeights.from_conditioner(flow.conditioner, dtype) for flow in self.flows]
 
 
 def build_model(config: ModelConfig) -> Flowtron:
