@@ -171,22 +171,45 @@ def load_wav(
     return torch.from_numpy(np.ascontiguousarray(mono, dtype=np.float32).clip(-1, 1))
 
 
+class WavWriter:
+    """Writes a 16-bit wav piece by piece, as a context; the file appears when it is left without an error.
+
+    Raises:
+        InputError: the folder does not exist.
+    """
+
+    def __init__(self, path: str | Path, sample_rate: int) -> None:
+        self.path, self.sample_rate = Path(path).resolve(), sample_rate
+        if not self.path.parent.is_dir():
+            raise InputError(f"{path}: its folder does not exist; create it or choose another.")
+
+    def __enter__(self) -> "WavWriter":
+        descriptor, self._temporary = tempfile.mkstemp(dir=self.path.parent, suffix=".wav")
+        os.close(descriptor)
+        self._file = soundfile.SoundFile(
+            self._temporary, "w", self.sample_rate, channels=1, format="WAV", subtype="PCM_16"
+        )
+        return self
+
+    def write(self, wav: Tensor | np.ndarray) -> None:
+        """Append wav (T_samples,) in [-1, 1]."""
+        samples = np.asarray(wav.detach().cpu() if isinstance(wav, Tensor) else wav, dtype=np.float32)
+        self._file.write(samples.clip(-1, 1))
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._file.close()
+        if kind is not None:
+            os.unlink(self._temporary)
+            return
+        os.chmod(self._temporary, 0o644)
+        os.replace(self._temporary, self.path)
+
+
 def save_wav(path: str | Path, wav: Tensor | np.ndarray, sample_rate: int) -> None:
     """Write wav (T_samples,) in [-1, 1] as 16-bit PCM, so that no reader ever sees half of it.
 
     Raises:
         InputError: the folder does not exist.
     """
-    path = Path(path)
-    if not path.resolve().parent.is_dir():
-        raise InputError(f"{path}: its folder does not exist; create it or choose another.")
-    samples = np.asarray(wav.detach().cpu() if isinstance(wav, Tensor) else wav, dtype=np.float32).clip(-1, 1)
-    descriptor, temporary = tempfile.mkstemp(dir=path.resolve().parent, suffix=".wav")
-    os.close(descriptor)
-    try:
-        soundfile.write(temporary, samples, sample_rate, format="WAV", subtype="PCM_16")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with WavWriter(path, sample_rate) as file:
+        file.write(wav)

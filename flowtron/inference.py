@@ -10,7 +10,7 @@ import hashlib
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +19,11 @@ from torch import Tensor
 
 from flowtron.alignment import AlignmentReport, alignment_report
 from flowtron.errors import InputError
+from flowtron.kernels.step import is_available
+from flowtron.kernels.step_weights import LANES, StepWeights
 from flowtron.model import Flowtron, FlowtronSample
 from flowtron.model.aligner import monotonic_durations, path_prior
+from flowtron.model.attention import AttentionWindow
 from flowtron.model.flow import reverse_frames
 
 NOISE_BLOCK_FRAMES = 64
@@ -40,9 +43,9 @@ class SamplingOptions:
 
     sigma: standard deviation of z. duration_sigma: of durations, in their own standard deviations; None follows
     sigma. rate: speaking rate, 2 is twice as fast. temperature: of attention. gate_threshold: probability that ends
-    an utterance. guided: keep the attention near the path of predicted durations (needs a model that has them; False
-    is the original's behaviour). max_frames: limit without guidance; None estimates it from the text. path_width:
-    softness of the guide in frames.
+    an utterance. guided: keep the attention near the path of predicted durations or, for a model that has none, in
+    a monotonic window; False is the original's behaviour. max_frames: limit where durations do not set the length;
+    None estimates it from the text. path_width: softness of the path in frames. window: of models without durations.
     """
 
     sigma: float = 0.667
@@ -53,6 +56,7 @@ class SamplingOptions:
     guided: bool = True
     max_frames: int | None = None
     path_width: float = 3.0
+    window: AttentionWindow = AttentionWindow()
 
 
 class Synthesized(NamedTuple):
@@ -69,6 +73,52 @@ class Synthesized(NamedTuple):
 # A generous estimate, for models without durations: frames that a token may take at 22.05 kHz and hop 256.
 FRAMES_PER_TOKEN = 12
 FRAMES_AT_LEAST = 120
+
+ENGINES = ("auto", "kernel", "torch")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+
+
+def pack_weights(model: Flowtron, engine: str = "auto", dtype: str = "float32") -> list[StepWeights] | None:
+    """Choose what computes the frames, once per model.
+
+    Args:
+        model: whose frames.
+        engine: 'kernel' is the compiled loop, 'torch' the loop in torch, 'auto' the kernel where it runs: on a CPU, for
+            float32 models without location-sensitive attention.
+        dtype: of the weights that a frame reads: float32, bfloat16 or int8, the latter two in the kernel alone.
+
+    Returns:
+        Packed weights for the kernel, or None for torch.
+
+    Raises:
+        InputError: there is no such engine or dtype, or it cannot be had for this model on this machine.
+    """
+    if engine not in ENGINES:
+        raise InputError(f"there is no engine {engine!r}; use one of {', '.join(ENGINES)}.")
+    if dtype not in DTYPES:
+        raise InputError(f"weights of dtype {dtype!r} are not supported; use one of {', '.join(DTYPES)}.")
+    reason = _why_no_kernel(model)
+    if engine == "torch" or (engine == "auto" and dtype == "float32" and reason):
+        if dtype != "float32":
+            raise InputError(f"the torch engine computes in float32, not {dtype}; use the engine 'kernel' for it.")
+        return None
+    if reason:
+        raise InputError(f"the compiled kernel cannot run this model, because {reason}; use the engine 'torch'.")
+    return model.pack(DTYPES[dtype])
+
+
+def _why_no_kernel(model: Flowtron) -> str | None:
+    first = next(model.parameters())
+    conditioner = model.flows[0].conditioner
+    if first.device.type != "cpu":
+        return f"it is on {first.device}"
+    if first.dtype != torch.float32:
+        return f"its parameters are {first.dtype}"
+    if conditioner.location is not None:
+        return "its attention is location-sensitive"
+    if conditioner.attention_lstm.hidden_size % LANES:
+        return f"its {conditioner.attention_lstm.hidden_size} hidden channels are no multiple of {LANES}"
+    return None if is_available(first.device) else "there is no C++ compiler"
 
 
 def draw_noise(n_frames: int, n_mels: int, seed: int) -> Tensor:
@@ -98,23 +148,28 @@ def pad_tokens(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
 
 
 def predict_durations(
-    model: Flowtron,
-    tokens: Tensor,
-    token_lengths: Tensor,
-    speaker_id: Tensor,
-    seeds: Sequence[int],
-    options: SamplingOptions,
+    model: Flowtron, utterances: Sequence[Utterance], options: SamplingOptions, size: int, device: torch.device
 ) -> Tensor:
-    """Draw the durations (B, T_text) in frames of a batch."""
+    """Draw the durations (B, size) in frames of a batch, one utterance at a time: rounding must not tell them apart."""
     assert model.duration_predictor is not None
     sigma = options.sigma if options.duration_sigma is None else options.duration_sigma
-    noise = None
-    if sigma > 0:
-        noise = torch.zeros(tokens.shape)
-        for row, length, seed in zip(noise, token_lengths.tolist(), seeds):
-            row[:length] = sigma * _duration_noise(length, seed)
-        noise = noise.to(tokens.device)
-    return model.duration_predictor.sample(tokens, token_lengths, speaker_id, noise, options.rate)
+    durations = torch.zeros(len(utterances), size, dtype=torch.long, device=device)
+    for row, utterance in zip(durations, utterances):
+        tokens, length = pad_tokens([utterance.tokens], device)
+        noise = None
+        if sigma > 0:
+            noise = sigma * _duration_noise(len(utterance.tokens), utterance.seed)[None].to(device)
+        speaker_id = torch.tensor([utterance.speaker_id], device=device)
+        sample = model.duration_predictor.sample(tokens, length, speaker_id, noise, options.rate)
+        row[: tokens.shape[1]] = sample[0]
+    return durations
+
+
+def rescale_durations(durations: Tensor, rate: float) -> Tensor:
+    """Divide durations (B, T_text) in frames by a speaking rate; tokens keep at least a frame, padding none."""
+    exact = (durations / rate).clamp(min=1.0) * (durations > 0)
+    ends = exact.cumsum(1).round()
+    return torch.diff(ends, prepend=ends.new_zeros(ends.shape[0], 1)).long()
 
 
 @torch.inference_mode()
@@ -124,6 +179,7 @@ def synthesize_mels(
     options: SamplingOptions = SamplingOptions(),
     z: Sequence[Tensor] | None = None,
     attention: Sequence[Tensor] | None = None,
+    weights: Sequence[StepWeights] | None = None,
 ) -> list[Synthesized]:
     """Synthesise the mels of a batch; each comes out as it would alone.
 
@@ -133,49 +189,76 @@ def synthesize_mels(
         options: how to sample.
         z: latents (D, T_mel) in natural order of time to use in place of drawn ones, one per utterance.
         attention: one (B, T_mel, T_text) per step of flow to use in place of computed ones.
+        weights: from `pack_weights`, for the compiled kernel; None computes in torch.
     """
     device = next(model.parameters()).device
     tokens, token_lengths = pad_tokens([u.tokens for u in utterances], device)
-    speaker_id = torch.tensor([u.speaker_id for u in utterances], device=device)
-    seeds = [u.seed for u in utterances]
-    prior = None
-    guided = options.guided and model.duration_predictor is not None and attention is None
-    if guided:
-        durations = predict_durations(model, tokens, token_lengths, speaker_id, seeds, options)
+    durations = None
+    if options.guided and attention is None:
+        if model.duration_predictor is not None:
+            durations = predict_durations(model, utterances, options, tokens.shape[1], device)
+        elif options.rate != 1.0:
+            # What the speaker does at the usual rate, played faster or slower.
+            usual = synthesize_mels(model, utterances, replace(options, rate=1.0), z, None, weights)
+            durations = torch.zeros_like(tokens)
+            for row, result in zip(durations, usual):
+                row[: len(result.durations)] = result.durations.to(device)
+            durations = rescale_durations(durations, options.rate)
+    if durations is not None:
         lengths = durations.sum(1)
-        prior = path_prior(durations, int(lengths.max()), options.path_width)
     elif z is not None:
         lengths = torch.tensor([latent.shape[1] for latent in z], device=device)
     elif options.max_frames is not None:
         lengths = torch.full_like(token_lengths, options.max_frames)
     else:
         lengths = (FRAMES_AT_LEAST + FRAMES_PER_TOKEN * token_lengths / options.rate).long()
-    latent = torch.zeros(len(utterances), int(lengths.max()), model.n_mels, device=device)
-    for b, n_frames in enumerate(lengths.tolist()):
-        if z is not None:
-            given = z[b].T[:n_frames].to(device)
-            # Evidence shorter than the utterance is repeated, as in the paper's transfer of style.
-            given = given.repeat(-(-n_frames // len(given)), 1)[:n_frames]
-            latent[b, :n_frames] = given
-        else:
-            latent[b, :n_frames] = options.sigma * draw_noise(n_frames, model.n_mels, seeds[b]).to(device)
-    if z is None and model.reads_backward_first:
-        latent = reverse_frames(latent, lengths)
-    sample = model.inverse(
-        latent.transpose(1, 2).to(next(model.parameters()).dtype),
-        lengths,
-        tokens,
-        token_lengths,
-        speaker_id,
-        attention_prior=prior,
-        attention=attention,
-        temperature=options.temperature,
-        gate_threshold=None if guided or z is not None else options.gate_threshold,
-    )
-    if not guided:
+    windowed = options.guided and attention is None and durations is None
+    while True:
+        latent = _latent(model, utterances, lengths, options.sigma, z)
+        sample = model.inverse(
+            latent.transpose(1, 2).to(next(model.parameters()).dtype),
+            lengths,
+            tokens,
+            token_lengths,
+            torch.tensor([u.speaker_id for u in utterances], device=device),
+            attention_prior=None if durations is None else path_prior(durations, latent.shape[1], options.path_width),
+            attention=attention,
+            temperature=options.temperature,
+            gate_threshold=options.gate_threshold if durations is None and z is None else None,
+            window=options.window if windowed else None,
+            weights=weights,
+        )
+        # The window moves on by itself, so that there is a length at which every text has ended.
+        bound = token_lengths * options.window.patience_frames + options.window.tail_frames
+        cut = (sample.mel_lengths == lengths) & (lengths < bound)
+        if not windowed or z is not None or options.max_frames is not None or not cut.any():
+            break
+        lengths = torch.where(cut, torch.minimum(2 * lengths, bound), lengths)
+    if durations is None:
         mean = torch.stack(sample.attention).mean(0).clamp(min=1e-8).log()
         durations = monotonic_durations(mean, sample.mel_lengths, token_lengths)
     return _split(model, sample, token_lengths, durations, latent, lengths)
+
+
+def _latent(
+    model: Flowtron, utterances: Sequence[Utterance], lengths: Tensor, sigma: float, z: Sequence[Tensor] | None
+) -> Tensor:
+    """Latents (B, T_mel, D) of the given lengths in natural order of time, drawn or given."""
+    latent = torch.zeros(len(utterances), int(lengths.max()), model.n_mels, device=lengths.device)
+    for b, n_frames in enumerate(lengths.tolist()):
+        if z is None:
+            latent[b, :n_frames] = sigma * draw_noise(n_frames, model.n_mels, utterances[b].seed).to(latent)
+        else:
+            given = z[b].T[:n_frames].to(latent)
+            # Evidence shorter than the utterance is repeated, as in the paper's transfer of style.
+            latent[b, :n_frames] = given.repeat(-(-n_frames // len(given)), 1)[:n_frames]
+    return reverse_frames(latent, lengths) if z is None and model.reads_backward_first else latent
+
+
+def badness(report: AlignmentReport) -> tuple[int, float]:
+    """How far attention is from a complete walk through the text, to compare by."""
+    faults = report.skips + report.repeats + report.starts_late + report.ends_early
+    return faults, -report.coverage
 
 
 def _split(
@@ -193,7 +276,7 @@ def _split(
                 each,
                 durations[b, :N].cpu(),
                 latent[b, start : start + T].T.cpu(),
-                min((alignment_report(matrix) for matrix in each), key=lambda report: report.is_complete),
+                max((alignment_report(matrix) for matrix in each), key=badness),
             )
         )
     return results

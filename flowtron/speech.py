@@ -3,9 +3,10 @@
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -30,7 +31,8 @@ class Speech:
 
     wav: (T_samples,) in [-1, 1]. mel: (n_mels, T_mel). attention: (n_flows, T_mel, T_text) in natural order of time,
     indexed like the steps of flow. z: (n_mels, T_mel) latent it was made from. words, tokens: when each is spoken.
-    alignment: the score of the attention. sigma, seed: as asked.
+    alignment: the score of the attention. sigma, seed: as asked. before_seconds, after_seconds: silence that belongs
+    around it in its text, and is not in wav.
     """
 
     text: str
@@ -46,6 +48,8 @@ class Speech:
     sigma: float
     seed: int
     notes: list[str] = field(default_factory=list)
+    before_seconds: float = 0.0
+    after_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -71,12 +75,76 @@ class Speech:
         Raises:
             InputError: the suffix is another one.
         """
-        path = Path(path)
-        writers = {".json": times_json, ".textgrid": times_textgrid, ".srt": times_srt}
-        if path.suffix.lower() not in writers:
-            raise InputError(f"{path}: times are written as .json, .TextGrid or .srt; choose one of these suffixes.")
-        write_atomically(path, writers[path.suffix.lower()](self))
-        return path
+        return save_times(self, path)
+
+
+class Timed(Protocol):
+    """Anything with words and tokens in time: an utterance, or a whole chapter whose sound is already written."""
+
+    @property
+    def text(self) -> str:
+        """What is spoken."""
+        ...
+
+    @property
+    def words(self) -> list[Interval]:
+        """When each word is spoken."""
+        ...
+
+    @property
+    def tokens(self) -> list[Interval]:
+        """When each token is spoken."""
+        ...
+
+    @property
+    def seconds(self) -> float:
+        """Length of the sound."""
+        ...
+
+
+def times_writer(path: str | Path) -> Callable[[Timed], str]:
+    """Return what formats times for a file of this suffix.
+
+    Raises:
+        InputError: the suffix is not .json, .TextGrid or .srt.
+    """
+    writers = {".json": times_json, ".textgrid": times_textgrid, ".srt": times_srt}
+    suffix = Path(path).suffix.lower()
+    if suffix not in writers:
+        raise InputError(f"{path}: times are written as .json, .TextGrid or .srt; choose one of these suffixes.")
+    return writers[suffix]
+
+
+def save_times(timed: Timed, path: str | Path) -> Path:
+    """Write when each word and token is spoken; the suffix chooses the format: .json, .TextGrid or .srt.
+
+    Raises:
+        InputError: the suffix is another one.
+    """
+    path = Path(path)
+    write_atomically(path, times_writer(path)(timed))
+    return path
+
+
+@dataclass
+class Narration:
+    """What is kept of a text whose sound goes elsewhere: when each word and token is spoken, and what to report."""
+
+    text: str
+    sample_rate: int
+    seconds: float = 0.0
+    words: list[Interval] = field(default_factory=list)
+    tokens: list[Interval] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, part: Speech) -> None:
+        """Append a passage with the silences around it, rounded to samples as its sound is."""
+        before, after = (round(s * self.sample_rate) / self.sample_rate for s in (part.before_seconds, part.after_seconds))
+        start = self.seconds + before
+        for kept, intervals in ((self.words, part.words), (self.tokens, part.tokens)):
+            kept += [Interval(i.text, i.start_seconds + start, i.end_seconds + start) for i in intervals]
+        self.notes += part.notes
+        self.seconds = start + part.seconds + after
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -91,7 +159,7 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
-def times_json(speech: Speech) -> str:
+def times_json(speech: Timed) -> str:
     """Words and tokens with start and end in seconds, as JSON."""
 
     def rows(intervals: list[Interval]) -> list[dict[str, str | float]]:
@@ -101,7 +169,7 @@ def times_json(speech: Speech) -> str:
     return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
 
 
-def times_textgrid(speech: Speech) -> str:
+def times_textgrid(speech: Timed) -> str:
     """Words and tokens as two interval tiers of a Praat TextGrid; gaps are empty intervals, as Praat wants."""
     lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', ""]
     lines += ["xmin = 0", f"xmax = {speech.seconds:.6f}", "tiers? <exists>", "size = 2", "item []:"]
@@ -133,7 +201,7 @@ def times_textgrid(speech: Speech) -> str:
     return "\n".join(lines) + "\n"
 
 
-def times_srt(speech: Speech) -> str:
+def times_srt(speech: Timed) -> str:
     """Words as SubRip subtitles."""
 
     def stamp(seconds: float) -> str:

@@ -5,43 +5,32 @@ voice = flowtron.load("runs/demo/checkpoints/00010000")
 voice("Hello.", speaker="heart", sigma=0.667, seed=1).save("hello.wav")
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import overload
 
 import numpy as np
-import pysbd
 import torch
 from torch import Tensor
 
-from flowtron.audio import AudioSettings
+from flowtron.audio import AudioSettings, WavWriter
 from flowtron.checkpoint import load_model
 from flowtron.errors import InputError
-from flowtron.inference import SamplingOptions, Synthesized, Utterance, synthesize_mels
+from flowtron.inference import SamplingOptions, Synthesized, Utterance, badness, pack_weights, synthesize_mels
+from flowtron.kernels.step_weights import StepWeights
 from flowtron.model import Flowtron
-from flowtron.speech import Interval, Speech
+from flowtron.passages import Passage, passages
+from flowtron.speech import Interval, Narration, Speech
 from flowtron.text import SYMBOLS, TokenizedText, Tokenizer
 from flowtron.vocoder import Vocoder, load_vocoder
 
 DEFAULT_SIGMA = 0.667
-SENTENCE_PAUSE_SECONDS = 0.25
 MAX_BATCH = 16
+CHUNK_FRAMES = 64  # that a vocoder is given at a time when sound is streamed
+DENSE_ATTENTION = 1 << 25  # numbers in the attention of a joined text; a longer text's is sparse
 VOICES = Path(__file__).parent / "voices"
-SENTENCE_ENDS = ".?!"
-
-
-def split_sentences(text: str) -> list[str]:
-    """Split a text into sentences, each with a mark at its end, without which a voice trails off.
-
-    Raises:
-        InputError: there is nothing to say.
-    """
-    sentences = [part.strip() for part in pysbd.Segmenter(language="en", clean=False).segment(text)]
-    sentences = [part for part in sentences if any(c.isalnum() for c in part)]
-    if not sentences:
-        raise InputError(f"the text is {text!r}, with nothing to speak; give it at least one word.")
-    return [s if s.rstrip("\"')]}")[-1:] in SENTENCE_ENDS or s[-1] in ",;:" else f"{s}." for s in sentences]
 
 
 def bundled_voices() -> list[str]:
@@ -59,16 +48,26 @@ class Synthesizer:
         speakers: Sequence[str],
         settings: AudioSettings,
         vocoder: Vocoder,
+        weights: Sequence[StepWeights] | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.vocoder = model.eval(), tokenizer, vocoder
+        """Put the parts together; `weights`, from `pack_weights`, choose the compiled kernel."""
+        self.model, self.tokenizer, self.vocoder, self.weights = model.eval(), tokenizer, vocoder, weights
         self.speakers, self.settings = list(speakers), settings
 
     @classmethod
-    def load(cls, path: str | Path, vocoder: str | Path = "griffin_lim", device: str = "cpu") -> "Synthesizer":
-        """Load a checkpoint folder or a bundled voice by its name.
+    def load(
+        cls,
+        path: str | Path,
+        vocoder: str | Path = "griffin_lim",
+        device: str = "cpu",
+        engine: str = "auto",
+        dtype: str = "float32",
+    ) -> "Synthesizer":
+        """Load a checkpoint folder or a bundled voice by its name; engine and dtype are those of `pack_weights`.
 
         Raises:
-            InputError: there is no such checkpoint or voice, or the vocoder was made for other mels.
+            InputError: there is no such checkpoint or voice, the vocoder was made for other mels, or the engine or
+                dtype cannot be had.
         """
         if not Path(path).exists() and (VOICES / str(path) / "model.json").is_file():
             path = VOICES / str(path)
@@ -79,7 +78,9 @@ class Synthesizer:
             tuple(loaded.symbols or SYMBOLS), tuple(config.data.text_cleaners), 1.0, config.data.keep_ambiguous
         )
         settings = config.audio_settings()
-        return cls(loaded.model, tokenizer, loaded.speakers, settings, load_vocoder(vocoder, settings=settings))
+        weights = pack_weights(loaded.model, engine, dtype)
+        sound = load_vocoder(vocoder, settings=settings)
+        return cls(loaded.model, tokenizer, loaded.speakers, settings, sound, weights)
 
     def speaker_id(self, speaker: str | int | None) -> int:
         """Index of a speaker, by name or number; None is the first.
@@ -106,7 +107,7 @@ class Synthesizer:
         """Speak a text, or each of a list of texts.
 
         Args:
-            text: what to say; several sentences are spoken one by one and joined with pauses.
+            text: what to say; several sentences are spoken one by one and joined with pauses (see `passages`).
             speaker: name or number; the first by default.
             sigma: standard deviation of z: 0 is the most likely speech, more is livelier.
             seed: of the draw; the same seed gives the same speech, alone or in a list.
@@ -118,10 +119,15 @@ class Synthesizer:
         """
         texts = [text] if isinstance(text, str) else list(text)
         sampling = self._options(sigma, options)
-        sentences = [split_sentences(each) for each in texts]
-        flat = [sentence for each in sentences for sentence in each]
-        spoken = iter(self._speak(flat, speaker, sampling, seed, attempts))
-        joined = [join([next(spoken) for _ in each], whole) for each, whole in zip(sentences, texts)]
+        split = [list(passages(each)) for each in texts]
+        spoken = self._speak([passage for each in split for passage in each], speaker, sampling, seed, attempts)
+        at = iter(spoken)
+        joined = []
+        for each, whole in zip(split, texts):
+            parts = [part for part in (next(at) for _ in each) if isinstance(part, Speech)]
+            if not parts:
+                raise next(error for error in spoken if isinstance(error, InputError))
+            joined.append(join(parts, whole))
         return joined[0] if isinstance(text, str) else joined
 
     def stream(
@@ -131,14 +137,76 @@ class Synthesizer:
         sigma: float = DEFAULT_SIGMA,
         seed: int = 1234,
         attempts: int = 2,
+        batch: int = 1,
+        **options: object,
     ) -> Iterator[Speech]:
-        """Speak a text sentence by sentence, each as soon as it is ready, in bounded memory.
+        """Speak a text passage by passage, each as soon as it is ready, in bounded memory.
 
-        The sound of all of them, with pauses as in `__call__`, is what `__call__` gives for the whole text.
+        The sound of all of them, with the silence around each, is what `__call__` gives for the whole text.
+
+        Args:
+            text, speaker, sigma, seed, attempts, options: as in `__call__`.
+            batch: passages computed at once; more are faster, the first comes later.
+
+        Raises:
+            InputError: as `__call__`.
         """
-        sampling = self._options(sigma, {})
-        for sentence in split_sentences(text):
-            yield from self._speak([sentence], speaker, sampling, seed, attempts)
+        for spoken, _ in self._stream(text, speaker, self._options(sigma, options), seed, attempts, batch):
+            yield self._with_sound(spoken)
+
+    def stream_wav(
+        self,
+        text: str,
+        speaker: str | int | None = None,
+        sigma: float = DEFAULT_SIGMA,
+        seed: int = 1234,
+        attempts: int = 2,
+        **options: object,
+    ) -> Iterator[np.ndarray]:
+        """Speak a text as chunks of sound (T_samples,), the vocoder working a fraction of a second at a time.
+
+        Args and Raises: as in `__call__`.
+        """
+        for spoken, _ in self._stream(text, speaker, self._options(sigma, options), seed, attempts, 1):
+            yield self._silence(spoken.before_seconds)
+            with torch.inference_mode():
+                for wav in self.vocoder.stream(spoken.mel.float().split(CHUNK_FRAMES, 1)):
+                    yield wav.cpu().numpy()
+            yield self._silence(spoken.after_seconds)
+
+    def speak_to_file(
+        self,
+        text: str,
+        path: str | Path,
+        speaker: str | int | None = None,
+        sigma: float = DEFAULT_SIGMA,
+        seed: int = 1234,
+        attempts: int = 2,
+        progress: Callable[[float], None] = lambda share: None,
+        **options: object,
+    ) -> Narration:
+        """Speak a text of any length into a 16-bit wav, holding no more than a few sentences at a time.
+
+        The file appears when it is complete.
+
+        Args:
+            text, speaker, sigma, seed, attempts, options: as in `__call__`.
+            path: the wav to write.
+            progress: called with the share of the text that is spoken.
+
+        Raises:
+            InputError: as `__call__`, or the folder does not exist.
+        """
+        sampling = self._options(sigma, options)
+        narration = Narration(text, self.settings.sample_rate)
+        with WavWriter(path, self.settings.sample_rate) as file:
+            for spoken, share in self._stream(text, speaker, sampling, seed, attempts, MAX_BATCH):
+                part = self._with_sound(spoken)
+                narration.add(part)
+                for wav in (self._silence(part.before_seconds), part.wav, self._silence(part.after_seconds)):
+                    file.write(wav)
+                progress(share)
+        return narration
 
     @staticmethod
     def _options(sigma: float, options: dict[str, object]) -> SamplingOptions:
@@ -155,23 +223,63 @@ class Synthesizer:
             raise InputError(f"rate is {sampling.rate}, but speech needs a positive one; give for example 1.2.")
         return sampling
 
+    def _silence(self, seconds: float) -> np.ndarray:
+        return np.zeros(round(seconds * self.settings.sample_rate), dtype=np.float32)
+
+    def _with_sound(self, speech: Speech) -> Speech:
+        with torch.inference_mode():
+            return replace(speech, wav=self.vocoder(speech.mel[None].float())[0].cpu().numpy())
+
+    def _stream(
+        self,
+        text: str,
+        speaker: str | int | None,
+        options: SamplingOptions,
+        seed: int,
+        attempts: int,
+        batch: int,
+    ) -> Iterator[tuple[Speech, float]]:
+        """Yield passages without their sound, and the share of the text spoken by then."""
+        spoken_characters, any_spoken, error = 0, False, None
+        waiting = passages(text)
+        while group := list(islice(waiting, batch)):
+            for passage, spoken in zip(group, self._speak_silently(group, speaker, options, seed, attempts)):
+                spoken_characters += len(passage.text)
+                if isinstance(spoken, InputError):
+                    error = error or spoken
+                    continue
+                any_spoken = True
+                yield spoken, min(1.0, spoken_characters / len(text))
+        if error is not None and not any_spoken:
+            raise error
+
     def _speak(
-        self, sentences: list[str], speaker: str | int | None, options: SamplingOptions, seed: int, attempts: int
-    ) -> list[Speech]:
+        self, parts: list[Passage], speaker: str | int | None, options: SamplingOptions, seed: int, attempts: int
+    ) -> list[Speech | InputError]:
+        silent = self._speak_silently(parts, speaker, options, seed, attempts)
+        return [part if isinstance(part, InputError) else self._with_sound(part) for part in silent]
+
+    def _speak_silently(
+        self, parts: list[Passage], speaker: str | int | None, options: SamplingOptions, seed: int, attempts: int
+    ) -> list[Speech | InputError]:
+        """Mels of passages; an error takes the place of one that has nothing to say."""
         speaker_id = self.speaker_id(speaker)
-        name = self.speakers[speaker_id] if speaker_id < len(self.speakers) else str(speaker_id)
-        tokenized = [self.tokenizer.encode(sentence) for sentence in sentences]
-        results: list[Synthesized | None] = [None] * len(sentences)
-        seeds = [seed] * len(sentences)
-        waiting = sorted(range(len(sentences)), key=lambda i: len(tokenized[i].tokens))
+        tokenized = [self._tokenize(part.text) for part in parts]
+        results: dict[int, Synthesized] = {}
+        seeds: dict[int, int] = {}
+        lengths = {i: len(each.tokens) for i, each in enumerate(tokenized) if isinstance(each, TokenizedText)}
+        waiting = sorted(lengths, key=lambda i: lengths[i])
         for attempt in range(attempts):
             failed = []
             for start in range(0, len(waiting), MAX_BATCH):
                 chosen = waiting[start : start + MAX_BATCH]
-                utterances = [Utterance(tokenized[i].tokens, speaker_id, seed + attempt) for i in chosen]
-                for i, result in zip(chosen, synthesize_mels(self.model, utterances, options)):
-                    best = results[i]
-                    if best is None or result.alignment.is_complete:
+                utterances = [
+                    Utterance(each.tokens, speaker_id, seed + attempt)
+                    for each in (tokenized[i] for i in chosen)
+                    if isinstance(each, TokenizedText)
+                ]
+                for i, result in zip(chosen, synthesize_mels(self.model, utterances, options, weights=self.weights)):
+                    if i not in results or badness(result.alignment) < badness(results[i].alignment):
                         results[i], seeds[i] = result, seed + attempt
                     if not result.alignment.is_complete:
                         failed.append(i)
@@ -179,22 +287,30 @@ class Synthesizer:
             if not waiting:
                 break
         return [
-            self._speech(sentence, name, tokens, result, options, used)
-            for sentence, tokens, result, used in zip(sentences, tokenized, results, seeds)
-            if result is not None
+            each if isinstance(each, InputError) else self._speech(part, speaker_id, each, results[i], options, seeds[i])
+            for i, (part, each) in enumerate(zip(parts, tokenized))
         ]
+
+    def _tokenize(self, text: str) -> TokenizedText | InputError:
+        if "[[" in text and "ipa_cleaners" not in self.tokenizer.cleaners:
+            return InputError(
+                f"{text!r} has a pronunciation in [[IPA]], but this model has no IPA symbols; write the word in "
+                "ARPAbet, for example {HH AH0 L OW1}."
+            )
+        try:
+            return self.tokenizer.encode(text)
+        except InputError as error:
+            return error
 
     def _speech(
         self,
-        text: str,
-        speaker: str,
+        part: Passage,
+        speaker_id: int,
         tokenized: TokenizedText,
         result: Synthesized,
         options: SamplingOptions,
         seed: int,
     ) -> Speech:
-        with torch.inference_mode():
-            wav = self.vocoder(result.mel[None].float())[0].cpu().numpy()
         seconds = np.concatenate([[0.0], np.cumsum(result.durations.numpy())])
         seconds = seconds * self.settings.hop_length / self.settings.sample_rate
         symbols = self.tokenizer.symbols
@@ -202,9 +318,9 @@ class Synthesizer:
         if not result.alignment.is_complete:
             notes.append(f"the attention failed its check: {result.alignment}")
         return Speech(
-            text,
-            speaker,
-            wav,
+            part.text,
+            self.speakers[speaker_id] if speaker_id < len(self.speakers) else str(speaker_id),
+            np.zeros(0, dtype=np.float32),
             self.settings.sample_rate,
             result.mel,
             result.attention,
@@ -218,32 +334,29 @@ class Synthesizer:
             options.sigma,
             seed,
             notes,
+            part.before_seconds,
+            part.after_seconds,
         )
 
 
 def join(parts: list[Speech], text: str) -> Speech:
-    """Join the sentences of a text, with pauses; attention becomes block-diagonal."""
-    if len(parts) == 1:
-        return replace(parts[0], text=text)
+    """Join the passages of a text, with the silences around them; attention becomes block-diagonal.
+
+    The mel and z of the silences are left out, as the passages were computed without them. The attention of a long
+    text is a sparse tensor.
+    """
     first = parts[0]
-    silence = np.zeros(round(SENTENCE_PAUSE_SECONDS * first.sample_rate), dtype=first.wav.dtype)
+    if len(parts) == 1 and not first.before_seconds and not first.after_seconds:
+        return replace(first, text=text)
+    narration = Narration(text, first.sample_rate)
     wavs: list[np.ndarray] = []
-    words: list[Interval] = []
-    tokens: list[Interval] = []
-    offset = 0.0
     for part in parts:
-        if wavs:
-            wavs.append(silence)
-            offset += len(silence) / first.sample_rate
-
-        def shifted(intervals: list[Interval], by: float = offset) -> list[Interval]:
-            return [Interval(i.text, i.start_seconds + by, i.end_seconds + by) for i in intervals]
-
-        words += shifted(part.words)
-        tokens += shifted(part.tokens)
-        wavs.append(part.wav)
-        offset += part.seconds
-    blocks = [torch.block_diag(*(part.attention[k] for part in parts)) for k in range(len(first.attention))]
+        narration.add(part)
+        before, after = (
+            np.zeros(round(seconds * first.sample_rate), dtype=part.wav.dtype)
+            for seconds in (part.before_seconds, part.after_seconds)
+        )
+        wavs += [before, part.wav, after]
 
     def beside(mels: list[Tensor]) -> Tensor:
         return torch.cat(mels, 1)
@@ -253,10 +366,28 @@ def join(parts: list[Speech], text: str) -> Speech:
         text=text,
         wav=np.concatenate(wavs),
         mel=beside([part.mel for part in parts]),
-        attention=torch.stack(blocks),
+        attention=_block_diagonal([part.attention for part in parts]),
         z=beside([part.z for part in parts]),
-        words=words,
-        tokens=tokens,
-        alignment=min((part.alignment for part in parts), key=lambda report: report.is_complete),
-        notes=[note for part in parts for note in part.notes],
+        words=narration.words,
+        tokens=narration.tokens,
+        alignment=max((part.alignment for part in parts), key=badness),
+        notes=narration.notes,
+        before_seconds=0.0,
+        after_seconds=0.0,
     )
+
+
+def _block_diagonal(blocks: list[Tensor]) -> Tensor:
+    """Put attentions (n_flows, T_mel, T_text) along the diagonal, sparse where that would be very large."""
+    frames, tokens = (sum(block.shape[d] for block in blocks) for d in (1, 2))
+    shape = (len(blocks[0]), frames, tokens)
+    if len(blocks[0]) * frames * tokens <= DENSE_ATTENTION:
+        return torch.stack([torch.block_diag(*(block[k] for block in blocks)) for k in range(len(blocks[0]))])
+    indices, values = [], []
+    offset = torch.zeros(3, 1, dtype=torch.long)
+    for block in blocks:
+        sparse = block.to_sparse()
+        indices.append(sparse.indices() + offset)
+        values.append(sparse.values())
+        offset = offset + torch.tensor([[0], [block.shape[1]], [block.shape[2]]])
+    return torch.sparse_coo_tensor(torch.cat(indices, 1), torch.cat(values), shape, is_coalesced=True)

@@ -104,7 +104,8 @@ struct Layer {
 
 // Tokens that a frame may attend to: from `back` before an item's position to `ahead` after it, `direction` being 1 for
 // a text read from its start and -1 from its end, 0 for no window. The position follows the strongest token, never
-// back, and moves on after `patience` frames; an item ends after `tail` frames at its last token, 0 for never.
+// back, and moves on after `patience` frames; the gate counts once the last token is in the window, and an item ends
+// after `tail` frames at it, 0 for never.
 struct Window {
     int64_t direction, back, ahead, patience, tail;
 };
@@ -326,7 +327,8 @@ class Runner {
                 const float logit = dot(s.gate, hidden(0, t) + b * s.H, s.H) +
                                     dot(s.gate + s.H, &context_[b * s.V], s.V) + s.gate_bias[0];
                 if (writes && t < lengths[b]) s.gate_logits[b * s.T + t] = logit;
-                stops = stops || 1 / (1 + std::exp(-(double)logit)) > s.gate_threshold;
+                const bool may_end = !s.window.direction || places[b].position + s.window.ahead >= places[b].tokens - 1;
+                stops = stops || (may_end && 1 / (1 + std::exp(-(double)logit)) > s.gate_threshold);
             }
             if (stops && lengths[b] > t) lengths[b] = t + 1;
         }

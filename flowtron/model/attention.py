@@ -29,8 +29,8 @@ class AttentionWindow(NamedTuple):
 
     A frame may attend to tokens from `back` before an item's position to `ahead` after it. The position starts at the
     first token (the last, for a step that runs backward in time), follows the strongest token, never turns back, and
-    moves on by itself after `patience_frames`. An item ends after `tail_frames` at its last token; 0 leaves that to
-    the gate. Source: the monotonic window of Chorowski et al. 2015, section 3, and of many a text-to-speech since.
+    moves on by itself after `patience_frames`. The gate counts once the last token is in the window. An item ends
+    without it after `tail_frames` at its last token; 0 leaves that to the gate. Source: the monotonic window of Chorowski et al. 2015, section 3, and of many a text-to-speech since.
     """
 
     back: int = 1
@@ -63,6 +63,10 @@ class WindowWalk:
         moved = torch.where(peak > self.position, peak, torch.where(waits, self.position, self.position + 1))
         self.still = torch.where(moved > self.position, 0, self.still + 1)
         self.position = moved
+
+    def is_near_end(self) -> Tensor:
+        """Whether each item (B,) may end: its last token is in the window."""
+        return self.position + self.window.ahead >= self.tokens - 1
 
     def is_complete(self) -> Tensor:
         """Whether each item (B,) has said its last token."""

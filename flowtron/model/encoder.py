@@ -3,6 +3,8 @@
 Letters: B batch, T positions (tokens or frames), C channels.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -11,6 +13,14 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 def length_mask(lengths: Tensor, size: int) -> Tensor:
     """Return (B, size) booleans, true at positions below each length (B,)."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+def stack_padded(parts: Sequence[Tensor], size: int) -> Tensor:
+    """Stack tensors (T_b, C) to (B, size, C), zero at padding."""
+    stacked = parts[0].new_zeros(len(parts), size, parts[0].shape[1])
+    for row, part in zip(stacked, parts):
+        row[: len(part)] = part
+    return stacked
 
 
 class MaskedInstanceNorm(nn.Module):

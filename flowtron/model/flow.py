@@ -9,13 +9,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from flowtron.kernels.lstm import LSTM
 from flowtron.kernels.step import run_step
 from flowtron.kernels.step_weights import StepWeights
 from flowtron.model.attention import AdditiveAttention, Attended, AttentionWindow, LocationGate, WindowWalk
-from flowtron.model.encoder import length_mask
+from flowtron.model.encoder import length_mask, stack_padded
 
 
 @dataclass(frozen=True)
@@ -263,7 +262,8 @@ class AffineFlow(nn.Module):
                 walk.move(conditioning.attention[:, 0])
                 stops |= walk.is_complete()
             if gate_threshold is not None and conditioning.gate_logits is not None:
-                stops |= conditioning.gate_logits[:, 0].sigmoid() > gate_threshold
+                fires = conditioning.gate_logits[:, 0].sigmoid() > gate_threshold
+                stops |= fires if walk is None else fires & walk.is_near_end()
             if walk is not None or gate_threshold is not None:
                 lengths = torch.where(stops & (lengths > t), t + 1, lengths)
                 if int(lengths.max()) <= t + 1:
@@ -287,7 +287,7 @@ class AffineFlow(nn.Module):
             self.conditioner.memory(encoded[None, :n])
             for encoded, n in zip(context.encoded, context.token_mask.sum(1).tolist())
         ]
-        keys, values = (pad_sequence([x[0] for x in parts], batch_first=True) for parts in zip(*memories))
+        keys, values = (stack_padded([x[0] for x in parts], context.encoded.shape[1]) for parts in zip(*memories))
         window = context.window
         result = run_step(
             weights,

@@ -9,14 +9,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from flowtron.config import ModelConfig
 from flowtron.errors import InputError
 from flowtron.kernels.step_weights import StepWeights
 from flowtron.model.aligner import Aligner, DurationPredictor
 from flowtron.model.attention import AttentionWindow
-from flowtron.model.encoder import MelEncoder, TextEncoder, length_mask
+from flowtron.model.encoder import MelEncoder, TextEncoder, length_mask, stack_padded
 from flowtron.model.flow import AffineFlow, Conditioner, Context, FlowAux, TimeReversed
 from flowtron.model.prior import Mixture, MixturePrior
 
@@ -172,7 +171,7 @@ class Flowtron(nn.Module):
                 self.encode(tokens[b : b + 1, :n], token_lengths[b : b + 1], speaker_id[b : b + 1])[0]
                 for b, n in enumerate(token_lengths.tolist())
             ]
-            encoded = pad_sequence(alone, batch_first=True)
+            encoded = stack_padded(alone, tokens.shape[1])
         token_mask = length_mask(token_lengths, tokens.shape[1])
         x, lengths, gate_logits = z.transpose(1, 2), z_lengths, None
         attentions: list[Tensor] = []
