@@ -10,20 +10,28 @@ __all__ = ["load"]
 __version__ = "0.1.0"
 
 
-def load(path: str | Path, vocoder: str | Path = "griffin_lim", device: str = "cpu") -> "Synthesizer":
+def load(
+    path: str | Path,
+    vocoder: str | Path = "griffin_lim",
+    device: str = "cpu",
+    engine: str = "auto",
+    dtype: str = "float32",
+) -> "Synthesizer":
     """Load a voice: a checkpoint folder, or the name of a bundled one.
 
     Args:
         path: the folder or name.
         vocoder: 'griffin_lim' or a vocoder's folder.
         device: where to compute.
+        engine: what computes the frames: 'kernel', compiled at first use; 'torch'; 'auto', the kernel where it runs.
+        dtype: of the weights that a frame reads: 'float32'; 'bfloat16' or 'int8', in the kernel.
 
     Returns:
         An object that, called with a text, gives speech.
 
     Raises:
-        InputError: there is no such voice or vocoder.
+        InputError: there is no such voice or vocoder, or the engine or dtype cannot be had.
     """
     from flowtron.synthesizer import Synthesizer  # torch is slow to import, and not needed to ask for the version
 
-    return Synthesizer.load(path, vocoder, device)
+    return Synthesizer.load(path, vocoder, device, engine, dtype)

@@ -3,7 +3,8 @@
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from flowtron.errors import InputError
@@ -20,6 +21,8 @@ def add_say(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-s", "--sigma", type=float, default=None, help="standard deviation of z")
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--rate", type=float, default=1.0, help="speaking rate, 2 is twice as fast")
+    parser.add_argument("--engine", default="auto", help="what computes the frames: auto, kernel or torch")
+    parser.add_argument("--dtype", default="float32", help="weights of the kernel: float32, bfloat16 or int8")
     parser.add_argument("--unguided", action="store_true", help="free attention and the gate, as in the original")
     parser.add_argument("-o", "--output", default="speech.wav", help="wav to write; '-' streams raw 16-bit PCM")
     parser.add_argument("--plot", default=None, help="picture of mel and attention to write")
@@ -28,6 +31,7 @@ def add_say(parser: argparse.ArgumentParser) -> None:
 
 def say(options: argparse.Namespace) -> None:
     """Speak a text into a wav file, or as raw PCM to standard output."""
+    from flowtron.speech import Narration, Speech, save_times, times_writer
     from flowtron.synthesizer import DEFAULT_SIGMA, Synthesizer, bundled_voices
 
     text = " ".join(options.text) if options.text else sys.stdin.read()
@@ -41,31 +45,50 @@ def say(options: argparse.Namespace) -> None:
     for path in (options.output, options.plot, options.times):
         if path not in (None, "-") and not Path(path).resolve().parent.is_dir():
             raise InputError(f"{path}: its folder does not exist; create it or choose another.")
-    voice = Synthesizer.load(model, options.vocoder)
-    sigma = DEFAULT_SIGMA if options.sigma is None else options.sigma
+    if options.times:
+        times_writer(options.times)
+    voice = Synthesizer.load(model, options.vocoder, engine=options.engine, dtype=options.dtype)
+    sampling = {
+        "speaker": options.speaker,
+        "sigma": DEFAULT_SIGMA if options.sigma is None else options.sigma,
+        "seed": options.seed,
+        "rate": options.rate,
+        "guided": not options.unguided,
+    }
     if options.output == "-":
-        for part in voice.stream(text, options.speaker, sigma, options.seed):
-            sys.stdout.buffer.write((part.wav.clip(-1, 1) * 32767).astype("<i2").tobytes())
+        for wav in voice.stream_wav(text, **sampling):
+            sys.stdout.buffer.write((wav.clip(-1, 1) * 32767).astype("<i2").tobytes())
             sys.stdout.buffer.flush()
         return
     started = time.perf_counter()
-    speech = voice(
-        text,
-        speaker=options.speaker,
-        sigma=sigma,
-        seed=options.seed,
-        rate=options.rate,
-        guided=not options.unguided,
-    )
-    took = time.perf_counter() - started
-    written = [speech.save(options.output)]
+    written = [Path(options.output)]
+    spoken: Speech | Narration
     if options.plot:
-        written.append(speech.plot(options.plot))
+        spoken = voice(text, **sampling)
+        written = [spoken.save(options.output), spoken.plot(options.plot)]
+    else:
+        with progress_bar("speaking") as progress:
+            spoken = voice.speak_to_file(text, options.output, progress=progress, **sampling)
+    took = time.perf_counter() - started
     if options.times:
-        written.append(speech.save_times(options.times))
-    for note in speech.notes:
+        written.append(save_times(spoken, options.times))
+    for note in spoken.notes:
         print(f"note: {note}", file=sys.stderr)
-    print(f"{speech.seconds:.2f} s of speech in {took:.2f} s: {', '.join(map(str, written))}")
+    print(f"{spoken.seconds:.2f} s of speech in {took:.2f} s: {', '.join(map(str, written))}")
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[float], None]]:
+    """Show a bar on standard error, where that is a terminal; give what is called with the share that is done."""
+    if not sys.stderr.isatty():
+        yield lambda share: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=1.0)
+        yield lambda share: progress.update(task, completed=share)
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:

@@ -24,9 +24,10 @@ from flowtron.kernels.step_weights import LANES, StepWeights
 from flowtron.model import Flowtron, FlowtronSample
 from flowtron.model.aligner import monotonic_durations, path_prior
 from flowtron.model.attention import AttentionWindow
-from flowtron.model.flow import reverse_frames
+from flowtron.model.flow import AffineFlow, TimeReversed, reverse_frames
 
 NOISE_BLOCK_FRAMES = 64
+WINDOW = AttentionWindow()
 
 
 class Utterance(NamedTuple):
@@ -56,7 +57,7 @@ class SamplingOptions:
     guided: bool = True
     max_frames: int | None = None
     path_width: float = 3.0
-    window: AttentionWindow = AttentionWindow()
+    window: AttentionWindow = WINDOW
 
 
 class Synthesized(NamedTuple):
@@ -109,7 +110,9 @@ def pack_weights(model: Flowtron, engine: str = "auto", dtype: str = "float32") 
 
 def _why_no_kernel(model: Flowtron) -> str | None:
     first = next(model.parameters())
-    conditioner = model.flows[0].conditioner
+    flow = model.flows[0]
+    assert isinstance(flow, AffineFlow | TimeReversed)
+    conditioner = flow.conditioner
     if first.device.type != "cpu":
         return f"it is on {first.device}"
     if first.dtype != torch.float32:

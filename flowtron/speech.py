@@ -139,7 +139,9 @@ class Narration:
 
     def add(self, part: Speech) -> None:
         """Append a passage with the silences around it, rounded to samples as its sound is."""
-        before, after = (round(s * self.sample_rate) / self.sample_rate for s in (part.before_seconds, part.after_seconds))
+        before, after = (
+            round(s * self.sample_rate) / self.sample_rate for s in (part.before_seconds, part.after_seconds)
+        )
         start = self.seconds + before
         for kept, intervals in ((self.words, part.words), (self.tokens, part.tokens)):
             kept += [Interval(i.text, i.start_seconds + start, i.end_seconds + start) for i in intervals]

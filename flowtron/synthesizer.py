@@ -5,6 +5,7 @@ voice = flowtron.load("runs/demo/checkpoints/00010000")
 voice("Hello.", speaker="heart", sigma=0.667, seed=1).save("hello.wav")
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -124,10 +125,13 @@ class Synthesizer:
         at = iter(spoken)
         joined = []
         for each, whole in zip(split, texts):
-            parts = [part for part in (next(at) for _ in each) if isinstance(part, Speech)]
+            results = [next(at) for _ in each]
+            parts = [part for part in results if isinstance(part, Speech)]
+            errors = [error for error in results if isinstance(error, InputError)]
             if not parts:
-                raise next(error for error in spoken if isinstance(error, InputError))
-            joined.append(join(parts, whole))
+                raise errors[0]
+            speech = join(parts, whole)
+            joined.append(replace(speech, notes=[*speech.notes, *(f"left out: {error}" for error in errors)]))
         return joined[0] if isinstance(text, str) else joined
 
     def stream(
@@ -247,6 +251,7 @@ class Synthesizer:
                 spoken_characters += len(passage.text)
                 if isinstance(spoken, InputError):
                     error = error or spoken
+                    warnings.warn(f"left out: {spoken}", stacklevel=3)
                     continue
                 any_spoken = True
                 yield spoken, min(1.0, spoken_characters / len(text))
@@ -287,7 +292,9 @@ class Synthesizer:
             if not waiting:
                 break
         return [
-            each if isinstance(each, InputError) else self._speech(part, speaker_id, each, results[i], options, seeds[i])
+            each
+            if isinstance(each, InputError)
+            else self._speech(part, speaker_id, each, results[i], options, seeds[i])
             for i, (part, each) in enumerate(zip(parts, tokenized))
         ]
 
@@ -298,9 +305,12 @@ class Synthesizer:
                 "ARPAbet, for example {HH AH0 L OW1}."
             )
         try:
-            return self.tokenizer.encode(text)
+            tokenized = self.tokenizer.encode(text)
         except InputError as error:
             return error
+        if not tokenized.words:
+            return InputError(f"{text!r} has no word that this model can speak; write it in its characters.")
+        return tokenized
 
     def _speech(
         self,
@@ -390,4 +400,6 @@ def _block_diagonal(blocks: list[Tensor]) -> Tensor:
         indices.append(sparse.indices() + offset)
         values.append(sparse.values())
         offset = offset + torch.tensor([[0], [block.shape[1]], [block.shape[2]]])
-    return torch.sparse_coo_tensor(torch.cat(indices, 1), torch.cat(values), shape, is_coalesced=True)
+    return torch.sparse_coo_tensor(
+        torch.cat(indices, 1), torch.cat(values), shape, is_coalesced=True, check_invariants=True
+    )

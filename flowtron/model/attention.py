@@ -29,8 +29,9 @@ class AttentionWindow(NamedTuple):
 
     A frame may attend to tokens from `back` before an item's position to `ahead` after it. The position starts at the
     first token (the last, for a step that runs backward in time), follows the strongest token, never turns back, and
-    moves on by itself after `patience_frames`. The gate counts once the last token is in the window. An item ends
-    without it after `tail_frames` at its last token; 0 leaves that to the gate. Source: the monotonic window of Chorowski et al. 2015, section 3, and of many a text-to-speech since.
+    moves on by itself after `patience_frames`. The gate counts once the last token is in the window; an item ends
+    without it after `tail_frames` at its last token, 0 for never. Steps of flow that come after attend near the path of
+    this one, within about `path_width` frames. Source: monotonic windows, Chorowski et al. 2015, section 3.
     """
 
     back: int = 1
@@ -38,6 +39,7 @@ class AttentionWindow(NamedTuple):
     patience_frames: int = 40
     tail_frames: int = 40
     backward: bool = False
+    path_width: float = 6.0
 
 
 class WindowWalk:

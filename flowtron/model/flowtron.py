@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flowtron.config import ModelConfig
 from flowtron.errors import InputError
 from flowtron.kernels.step_weights import StepWeights
-from flowtron.model.aligner import Aligner, DurationPredictor
+from flowtron.model.aligner import Aligner, DurationPredictor, monotonic_durations, path_prior
 from flowtron.model.attention import AttentionWindow
 from flowtron.model.encoder import MelEncoder, TextEncoder, length_mask, stack_padded
 from flowtron.model.flow import AffineFlow, Conditioner, Context, FlowAux, TimeReversed
@@ -161,7 +161,7 @@ class Flowtron(nn.Module):
             attention: one (B, T_mel, T_text) per step of flow to use in place of computed ones, in natural order.
             temperature: divides attention energies.
             gate_threshold: probability above which the gate of the step next to z ends an utterance; None never.
-            window: keeps the attention monotonic; its tail ends an utterance in the step next to z alone.
+            window: keeps the attention of the step next to z monotonic, and that of the others near its path.
             weights: one per step of flow, from `pack`, for the compiled loop over frames; None runs it in torch.
         """
         if weights is None:
@@ -185,7 +185,7 @@ class Flowtron(nn.Module):
                 attention_prior=None if attention_prior is None else attention_prior[:, :size],
                 attention=None if attention is None else attention[index][:, :size],
                 temperature=temperature,
-                window=window if is_last or window is None else window._replace(tail_frames=0),
+                window=window if is_last else None,
             )
             flow = self.flows[index]
             assert isinstance(flow, AffineFlow | TimeReversed)
@@ -195,6 +195,9 @@ class Flowtron(nn.Module):
             lengths = aux.lengths
             gate_logits = aux.gate_logits if is_last else gate_logits
             attentions.insert(0, aux.attention)
+            if is_last and window is not None:
+                durations = monotonic_durations((aux.attention + 1e-8).log(), lengths, token_lengths)
+                attention_prior = path_prior(durations, x.shape[1], window.path_width)
         mel = (x * self.mel_std + self.mel_mean) * length_mask(lengths, x.shape[1])[..., None]
         return FlowtronSample(mel.transpose(1, 2), lengths, attentions, gate_logits)
 
