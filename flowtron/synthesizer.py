@@ -400,6 +400,4 @@ def _block_diagonal(blocks: list[Tensor]) -> Tensor:
         indices.append(sparse.indices() + offset)
         values.append(sparse.values())
         offset = offset + torch.tensor([[0], [block.shape[1]], [block.shape[2]]])
-    return torch.sparse_coo_tensor(
-        torch.cat(indices, 1), torch.cat(values), shape, is_coalesced=True, check_invariants=True
-    )
+    return torch.sparse_coo_tensor(torch.cat(indices, 1), torch.cat(values), shape, check_invariants=True).coalesce()
