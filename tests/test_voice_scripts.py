@@ -1,0 +1,65 @@
+"""Scripts around the bundled voice, on a tiny model and short recordings."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowtron.checkpoint import load_model, save_model
+from flowtron.config import parse_config
+from flowtron.errors import InputError
+from flowtron.model import build_model
+from flowtron.text import SYMBOLS
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+import make_recordings
+import release_voice
+
+TINY = {
+    "train_config": {"output_directory": "/home/somebody/run"},
+    "data_config": {"training_files": "/home/somebody/train.txt", "feature_cache_path": "/home/somebody/cache"},
+    "model_config": {"n_text_dim": 8, "n_speaker_dim": 4, "n_hidden": 16, "n_attn_channels": 8, "n_speakers": 2},
+}
+
+
+@pytest.fixture()
+def run(tmp_path):
+    """A training's output folder with two checkpoints of different weights."""
+    config = parse_config(TINY)
+    for step in (5, 10):
+        torch.manual_seed(step)
+        folder = tmp_path / "run" / "checkpoints" / f"{step:08d}"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        model = build_model(config.model)
+        save_model(folder, model, config, symbols=SYMBOLS, speakers=["a", "b"], step=step, metrics={"validation": 1.0})
+    return tmp_path / "run"
+
+
+def test_released_voice_is_the_last_checkpoint_in_float16_without_local_paths(run, tmp_path):
+    report = tmp_path / "evaluation.json"
+    report.write_text(json.dumps({"summary": {"all": {"wer": 7.5, "wer_interval": [6.0, 9.0]}}}))
+    folder = release_voice.release(run, "name", report, tmp_path / "voices")
+    voice, source = load_model(folder), load_model(run / "checkpoints" / "00000010")
+    assert voice.step == 10 and voice.speakers == ["a", "b"] and voice.metrics == {"wer": 7.5}
+    for name, weight in voice.model.state_dict().items():
+        assert torch.equal(weight, source.model.state_dict()[name].half().float()), name
+    assert "somebody" not in (folder / "model.json").read_text()
+    sizes = [sum(file.stat().st_size for file in path.iterdir()) for path in (folder, run / "checkpoints" / "00000010")]
+    assert sizes[0] < 0.7 * sizes[1]
+
+
+def test_a_missing_report_is_refused_and_nothing_written(run, tmp_path):
+    with pytest.raises(InputError, match=r"nothing\.json: no such report"):
+        release_voice.release(run, "name", tmp_path / "nothing.json", tmp_path / "voices")
+    assert not (tmp_path / "voices").exists()
+
+
+def test_transcripts_leave_out_tones_and_sounds(tmp_path):
+    import gzip
+
+    lines = "; title\nhello: Hello\nbeep: [a tone]\na: A\nmenu: Press  one:\n two\nbye: Bye...\nwhy: Why?\n"
+    (tmp_path / "core-sounds-en.txt.gz").write_bytes(gzip.compress(lines.encode()))
+    found = make_recordings.transcripts(tmp_path)
+    assert found == {"hello": "Hello.", "menu": "Press one.", "bye": "Bye...", "why": "Why?"}
