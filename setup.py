@@ -18,9 +18,21 @@ EXTRAS = {
         "pyworld",
     ],
     "onnx": ["onnx", "onnxscript", "onnxruntime"],
-    "app": ["gradio"],
+    "app": ["gradio>=5", "fastapi", "uvicorn", "python-multipart"],
     "shards": ["webdataset"],
-    "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "ninja", "types-setuptools"],
+    "dev": [
+        "pytest",
+        "pytest-timeout",
+        "pytest-xdist",
+        "hypothesis",
+        "ruff",
+        "mypy",
+        "ninja",
+        "types-setuptools",
+        "playwright",
+        "openai",
+        "httpx",
+    ],
 }
 
 setup(
@@ -49,6 +61,7 @@ setup(
         "accelerate",
         "rich",
         "pysbd",
+        "shtab",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["flowtron=flowtron.cli:main"]},

@@ -1,0 +1,176 @@
+"""Speak a text into a sound file, one file a line, or to standard output."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowtron.commands import Outcome, add_voice_options, check_writable, load_voice, progress_bar
+from flowtron.errors import InputError
+
+if TYPE_CHECKING:
+    from flowtron.speech import Narration, Speech
+    from flowtron.synthesizer import Synthesizer
+
+EXAMPLES = """\
+flowtron say "It is well known that deep generative models have a rich latent space."
+flowtron say -i joe -s 0.8 --rate 1.1 "Hello." -o hello.wav --plot hello.png --times hello.TextGrid
+flowtron say -f chapter.txt -o chapter.flac
+flowtron say -f sentences.txt -o wavs/              one file a line
+echo "Hello." | flowtron say -o - | aplay           wav on standard output, sentence by sentence
+flowtron say "Hello." -o - --format pcm | aplay -f S16_LE -r 22050
+"""
+LINES_AT_ONCE = 64  # whose sentences are computed together
+SUFFIXES = (".wav", ".flac", ".mp3", ".opus")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `flowtron say`."""
+    parser.add_argument("text", nargs="*", help="what to say; standard input when there is neither text nor --file")
+    parser.add_argument("-f", "--file", action="append", default=[], help="text file to read, '-' is standard input")
+    add_voice_options(parser)
+    parser.add_argument("-i", "--speaker", default=None, help="speaker by name or number; the first if absent")
+    parser.add_argument("-s", "--sigma", type=float, default=None, help="standard deviation of z: more is livelier")
+    parser.add_argument("--seed", type=int, default=1234, help="of the draw of z (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=1.0, help="speaking rate, 2 is twice as fast")
+    parser.add_argument("--unguided", action="store_true", help="free attention and the gate, as in the original")
+    parser.add_argument(
+        "-o",
+        "--output",
+        default="speech.wav",
+        help="sound file to write (.wav, .flac, .mp3, .opus); a folder, with / at its end, gets one file a line; '-' "
+        "is standard output (default: %(default)s)",
+    )
+    parser.add_argument("--format", choices=("wav", "pcm"), default="wav", help="of standard output; pcm has no header")
+    parser.add_argument("--plot", default=None, help="picture of mel and attention to write")
+    parser.add_argument("--times", default=None, help="word times to write: .json, .TextGrid or .srt")
+
+
+def read_text(options: argparse.Namespace) -> str:
+    """Return the text of arguments, files or standard input.
+
+    Raises:
+        InputError: a file is missing or not UTF-8.
+    """
+    parts = [" ".join(options.text)] if options.text else []
+    for name in options.file or ([] if options.text else ["-"]):
+        if name == "-" and sys.stdin.isatty():
+            print("type what to say, then Ctrl-D", file=sys.stderr)
+        try:
+            content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+            parts.append(content.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise InputError(f"{name}: byte {error.start} is not UTF-8; save the text as UTF-8.") from None
+        except OSError as error:
+            raise InputError(f"{name}: {error.strerror}; name a text file.") from None
+    return "\n\n".join(parts)
+
+
+def run(options: argparse.Namespace) -> Outcome:
+    """Speak."""
+    from flowtron.speech import times_writer
+
+    text = read_text(options)
+    to_folder = options.output.endswith(("/", "\\")) or Path(options.output).is_dir()
+    if options.output == "-" or to_folder:
+        if options.plot or options.times:
+            raise InputError(f"--plot and --times need one sound file, but -o is {options.output!r}; name a file.")
+        if options.json and options.output == "-":
+            raise InputError("--json and the sound both want standard output; name a sound file with -o.")
+    elif Path(options.output).suffix.lower() not in SUFFIXES:
+        raise InputError(f"{options.output}: sound is written as {', '.join(SUFFIXES)}; choose one of these suffixes.")
+    check_writable(*([] if to_folder else [options.output]), options.plot, options.times)
+    if options.times:
+        times_writer(options.times)
+    if not any(character.isalnum() for character in text):
+        raise InputError(f"the text is {text[:60]!r}, with nothing to speak; give it at least one word.")
+    voice = load_voice(options)
+    sampling = {"speaker": options.speaker, "seed": options.seed, "rate": options.rate, "guided": not options.unguided}
+    if options.sigma is not None:
+        sampling["sigma"] = options.sigma
+    if options.output == "-":
+        return to_standard_output(voice, text, options.format, sampling)
+    started = time.perf_counter()
+    spoken, written = (to_folder_of_wavs if to_folder else to_file)(voice, text, options, sampling)
+    return outcome(spoken, written, time.perf_counter() - started, options)
+
+
+def to_standard_output(voice: "Synthesizer", text: str, format: str, sampling: dict[str, Any]) -> Outcome:
+    """Write sound as soon as it is there."""
+    from flowtron.encode import pcm, wav_header
+
+    out = sys.stdout.buffer
+    if format == "wav":
+        out.write(wav_header(voice.settings.sample_rate))
+    for wav in voice.stream_wav(text, **sampling):
+        out.write(pcm(wav))
+        out.flush()
+    return Outcome("")
+
+
+def to_file(
+    voice: "Synthesizer", text: str, options: argparse.Namespace, sampling: dict[str, Any]
+) -> tuple[list["Speech | Narration"], list[Path]]:
+    """Write one sound file, with its picture and times where they are asked for."""
+    from flowtron.encode import encode
+    from flowtron.speech import save_times
+
+    output = Path(options.output)
+    written = [output]
+    spoken: Speech | Narration
+    if output.suffix.lower() == ".wav" and not options.plot:
+        # However long the text is, only a few sentences are held at a time.
+        with progress_bar("speaking", options) as show:
+            spoken = voice.speak_to_file(text, output, progress=show, **sampling)
+    else:
+        spoken = voice(text, **sampling)
+        if output.suffix.lower() == ".wav":
+            spoken.save(output)
+        else:
+            output.write_bytes(encode(spoken.wav, spoken.sample_rate, output.suffix.lower().lstrip(".")))
+        if options.plot:
+            written.append(spoken.plot(options.plot))
+    if options.times:
+        written.append(save_times(spoken, options.times))
+    return [spoken], written
+
+
+def to_folder_of_wavs(
+    voice: "Synthesizer", text: str, options: argparse.Namespace, sampling: dict[str, Any]
+) -> tuple[list["Speech | Narration"], list[Path]]:
+    """Write one wav a line."""
+    lines = [line for line in text.splitlines() if any(character.isalnum() for character in line)]
+    output = Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)
+    spoken: list[Speech | Narration] = []
+    written = []
+    with progress_bar("speaking", options) as show:
+        for start in range(0, len(lines), LINES_AT_ONCE):
+            for speech in voice(lines[start : start + LINES_AT_ONCE], **sampling):
+                spoken.append(speech)
+                written.append(speech.save(output / f"{len(spoken):04d}.wav"))
+                show(len(spoken) / len(lines))
+    return spoken, written
+
+
+def outcome(
+    spoken: list["Speech | Narration"], written: list[Path], took: float, options: argparse.Namespace
+) -> Outcome:
+    """Tell what was spoken."""
+    notes = [note for each in spoken for note in each.notes]
+    for note in notes if not options.quiet else []:
+        print(f"note: {note}", file=sys.stderr)
+    seconds = sum(each.seconds for each in spoken)
+    files = ", ".join(map(str, written)) if len(written) < 6 else f"{len(written)} files in {options.output}"
+    values = {
+        "files": [str(path) for path in written],
+        "seconds": seconds,
+        "took_seconds": took,
+        "sample_rate": spoken[0].sample_rate,
+        "words": [
+            [{"text": w.text, "start": w.start_seconds, "end": w.end_seconds} for w in each.words] for each in spoken
+        ],
+        "notes": notes,
+    }
+    return Outcome(f"{seconds:.2f} s of speech in {took:.2f} s: {files}", values)

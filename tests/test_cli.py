@@ -1,0 +1,274 @@
+"""The command line as a user meets it: every subcommand, right and wrong."""
+
+import importlib
+import io
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+from tiny import save_tiny_voice
+
+from flowtron.cli import build_parser, main
+from flowtron.commands import COMMANDS
+
+RATE = 22050
+
+
+@pytest.fixture(scope="module")
+def voice(tmp_path_factory):
+    return str(save_tiny_voice(tmp_path_factory.mktemp("voice") / "tiny"))
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+class Pipe(io.StringIO):
+    """Standard input that is no terminal."""
+
+    def __init__(self, content):
+        super().__init__()
+        self.buffer = io.BytesIO(content)
+
+
+def run(*arguments):
+    try:
+        return main(list(arguments))
+    except SystemExit as stop:  # argparse's way out
+        return stop.code
+
+
+# For each subcommand: arguments that name something wrong.
+WRONG = {
+    "say": [
+        ["-f", "none.txt"],
+        ["hi", "-m", "no/such/voice"],
+        ["hi", "-o", "none/a.wav"],
+        ["hi", "-o", "a.xyz"],
+        ["..."],
+        ["hi", "-o", "-", "--plot", "a.png"],
+        ["hi", "-o", "-", "--json"],
+        ["hi", "--times", "none/a.srt"],
+    ],
+    "train": [["-c", "none.json"], ["-c", "junk.bin"]],
+    "evaluate": [["no/such/voice", "--sentences", "none.txt"], ["no", "--sentences", "a.txt", "--worst", "2"]],
+    "convert": [["none.pt", "out"], ["junk.bin", "out"]],
+    "export": [["none", "out.pt"], ["junk.bin", "out.pt"]],
+    "info": [["none"], ["junk.bin"]],
+    "completion": [["fish2"]],
+}
+
+
+def test_every_subcommand_has_wrong_arguments_to_try():
+    assert set(WRONG) == set(COMMANDS)
+
+
+@pytest.mark.parametrize(("name", "arguments"), [(name, each) for name, cases in WRONG.items() for each in cases])
+def test_wrong_input_is_one_sentence_and_exit_code_2(name, arguments, tmp_path, capsys):
+    (tmp_path / "junk.bin").write_bytes(b"\0\xff junk" * 50)
+    assert run(name, *arguments) == 2
+    output, error = capsys.readouterr()
+    assert (output == "" or "--json" in arguments) and "Traceback" not in error
+    assert error.splitlines()[-1].startswith(f"flowtron {name}: ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["junk.bin"]
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "say"])
+def test_without_arguments_a_subcommand_tells_what_it_needs(name, capsys):
+    assert run(name) == 2
+    error = capsys.readouterr().err
+    assert "the following arguments are required" in error and error.startswith("usage: flowtron")
+
+
+def test_say_without_arguments_reads_standard_input_and_wants_words(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", Pipe(b""))
+    assert run("say") == 2
+    assert "nothing to speak" in capsys.readouterr().err
+
+
+def test_flowtron_without_arguments_names_the_subcommands(capsys):
+    assert run() == 2
+    assert run("--help") == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_examples_which_the_parser_takes(name, capsys):
+    assert run(name, "--help") == 0
+    help = capsys.readouterr().out
+    assert "examples:" in help
+    parser = build_parser()
+    examples = importlib.import_module(f"flowtron.commands.{name}").EXAMPLES
+    taken = 0
+    for line in examples.splitlines():
+        for part in line.split("|"):
+            words = part.split("  ")[0].split(">")[0].strip()
+            if words.startswith("flowtron "):
+                parser.parse_args(shlex.split(words)[1:])
+                taken += 1
+    assert taken
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_interrupt_is_a_sentence_and_exit_code_130(name, capsys, monkeypatch):
+    def interrupted(options):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    monkeypatch.setattr(importlib.import_module(f"flowtron.commands.{name}"), "run", interrupted)
+    needed = {"train": ["-c", "x"], "evaluate": ["m", "--sentences", "x"], "info": ["x"], "completion": ["bash"]}
+    arguments = needed.get(name, ["a", "b"])
+    assert run(name, *arguments) == 130
+    error = capsys.readouterr().err
+    assert error == f"flowtron {name}: interrupted.\n"
+
+
+def test_a_real_interrupt_ends_the_process_without_a_traceback():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flowtron.cli", "say"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert output == b"" and error == b"flowtron say: interrupted.\n"
+
+
+def test_faults_of_the_machine_and_of_ours_are_sentences_with_exit_code_1(capsys, monkeypatch):
+    module = importlib.import_module("flowtron.commands.info")
+    faults = [OSError(28, "No space left on device", "a.wav"), MemoryError(), KeyError("x")]
+    for fault in faults:
+
+        def fail(options, fault=fault):
+            raise fault
+
+        monkeypatch.setattr(module, "run", fail)
+        assert run("info", "x") == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and error.startswith("flowtron info: ")
+    assert run("info", "x", "--debug") == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_say_writes_sound_picture_and_times(voice, tmp_path, capsys):
+    arguments = ["say", "Hello there.", "-m", voice, "-o", "a.wav", "--plot", "a.png", "--times", "a.srt", "-i", "ben"]
+    assert run(*arguments) == 0
+    wav, rate = soundfile.read(tmp_path / "a.wav")
+    assert rate == RATE and len(wav) > 0.1 * RATE and np.sqrt(np.mean(wav**2)) > 1e-3
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG") and "Hello" in (tmp_path / "a.srt").read_text()
+    assert "s of speech in" in capsys.readouterr().out
+    assert run(*arguments, "--quiet") == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_say_in_json_tells_what_it_did(voice, tmp_path, capsys):
+    assert run("say", "Hello there.", "-m", voice, "-s", "0.3", "--seed", "5", "--json") == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["files"] == ["speech.wav"] and values["sample_rate"] == RATE
+    assert [word["text"] for word in values["words"][0]] == ["Hello", "there"]
+    assert values["seconds"] == pytest.approx(soundfile.info("speech.wav").duration)
+    assert run("say", "Hi.", "-m", "none", "--json") == 2
+    output, error = capsys.readouterr()
+    assert json.loads(output)["error"] in error
+
+
+@pytest.mark.parametrize("suffix", ["flac", "mp3", "opus"])
+def test_say_writes_other_formats(suffix, voice, tmp_path):
+    assert run("say", "Hello there.", "-m", voice, "-o", f"a.{suffix}", "-q") == 0
+    wav, _ = soundfile.read(tmp_path / f"a.{suffix}")
+    assert np.sqrt(np.mean(wav**2)) > 1e-3
+
+
+def test_text_comes_from_arguments_files_and_standard_input_alike(voice, tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_bytes("\ufeffHello there.\r\n".encode())
+    monkeypatch.setattr(sys, "stdin", Pipe(b"Hello there.\n"))
+    assert run("say", "Hello", "there.", "-m", voice, "-o", "a.wav") == 0
+    assert run("say", "-f", "text.txt", "-m", voice, "-o", "b.wav") == 0
+    assert run("say", "-m", voice, "-o", "c.wav") == 0
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes() == (tmp_path / "c.wav").read_bytes()
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    assert run("say", "-f", "latin.txt", "-m", voice) == 2
+
+
+def test_a_folder_gets_one_file_a_line(voice, tmp_path):
+    (tmp_path / "text.txt").write_text("Hello there.\n\n...\nAnother one.\n")
+    assert run("say", "-f", "text.txt", "-m", voice, "-o", "wavs/", "-q") == 0
+    assert sorted(path.name for path in (tmp_path / "wavs").iterdir()) == ["0001.wav", "0002.wav"]
+    assert run("say", "Another one.", "-m", voice, "-o", "b.wav", "-q") == 0
+    assert (tmp_path / "b.wav").read_bytes() == (tmp_path / "wavs" / "0002.wav").read_bytes()
+
+
+def test_standard_output_has_the_sound_of_the_file(voice, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "flowtron.cli", "say", "Hello there.", "-m", voice, "-o"]
+    assert run(*command[3:], "a.wav", "-q") == 0
+    expected, _ = soundfile.read(tmp_path / "a.wav", dtype="int16")
+    wav = subprocess.run([*command, "-"], env=environment, capture_output=True, check=True).stdout
+    assert wav[:4] == b"RIFF" and np.abs(np.frombuffer(wav[44:], "<i2") - expected.astype(int)).max() <= 3
+    # A reader that had enough is no failure.
+    process = subprocess.Popen([*command, "-"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0 and process.stderr.read() == b""
+
+
+def test_notes_about_the_text_are_sentences(voice, capsys):
+    assert run("say", "Hello ☃ there.", "-m", voice, "-o", "a.wav") == 0
+    error = capsys.readouterr().err
+    assert "☃" in error and "Warning" not in error
+    assert run("say", "Hello ☃ there.", "-m", voice, "-o", "a.wav", "--quiet") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_info_in_words_and_in_json(voice, capsys):
+    assert run("info", voice) == 0
+    assert "ann, ben" in capsys.readouterr().out
+    assert run("info", voice, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["speakers"] == ["ann", "ben"]
+
+
+def test_export_and_convert_give_the_voice_back(voice, tmp_path, capsys):
+    assert run("export", voice, "a.pt") == 0
+    assert run("convert", "a.pt", "back", "--json") == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert json.loads(lines[-1])["folder"] == "back" and (tmp_path / "back" / "model.json").is_file()
+
+
+def test_bash_completes_subcommands_and_options(tmp_path):
+    script = tmp_path / "completion.sh"
+    script.write_text(
+        subprocess.run(
+            [sys.executable, "-m", "flowtron.cli", "completion", "bash"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    )
+    ask = f"""
+    source {script}
+    function complete_line() {{ COMP_WORDS=($1 "$2"); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); COMPREPLY=()
+        _shtab_flowtron; echo "${{COMPREPLY[@]}}"; }}
+    complete_line flowtron con
+    complete_line "flowtron say" --spe
+    """
+    lines = subprocess.run(["bash", "-c", ask], capture_output=True, text=True).stdout.splitlines()
+    assert lines == ["convert", "--speaker"]
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "vulkan"])
+def test_a_device_that_is_not_there_is_refused(device, voice, capsys):
+    assert run("say", "Hi.", "-m", voice, "-d", device) == 2
+    assert device in capsys.readouterr().err
