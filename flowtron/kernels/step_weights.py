@@ -115,12 +115,21 @@ class StepWeights:
         return self.output.outputs // 2
 
     @property
+    def matrices(self) -> list[Matrix]:
+        """All that a frame multiplies by."""
+        layers = (self.attention_lstm, *self.lstm)
+        inner = [m for layer in layers for m in (layer.below, layer.context, layer.recurrent) if m is not None]
+        return [*inner, self.query, *self.dense, self.output]
+
+    @property
+    def n_weights(self) -> int:
+        """Weights that a frame reads."""
+        return sum(matrix.panels.numel() for matrix in self.matrices)
+
+    @property
     def n_bytes(self) -> int:
         """Bytes of weights that a frame reads."""
-        layers = (self.attention_lstm, *self.lstm)
-        matrices = [m for layer in layers for m in (layer.below, layer.context, layer.recurrent) if m is not None]
-        matrices += [self.query, *self.dense, self.output]
-        return sum(m.panels.numel() * m.panels.element_size() for m in matrices)
+        return sum(matrix.panels.numel() * matrix.panels.element_size() for matrix in self.matrices)
 
     @staticmethod
     @torch.no_grad()

@@ -6,6 +6,11 @@
 #include <cstring>
 #include <thread>
 #include <vector>
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace flowtron {
 
@@ -44,7 +49,8 @@ inline Vec exp(Vec x) {
 inline Vec sigmoid(Vec x) { return 1 / (1 + exp(-x)); }
 inline Vec tanh(Vec x) { return 1 - 2 / (1 + exp(2 * x)); }
 
-// Threads that meet at a barrier. They spin at first, since steps take microseconds, then yield: cores may be shared.
+// Threads that meet at a barrier. They spin at first, since steps take microseconds, then sleep: where cores are shared,
+// a thread that spins keeps away the very one it waits for.
 class Barrier {
    public:
     explicit Barrier(int size) : size_(size) {}
@@ -54,21 +60,36 @@ class Barrier {
         const int round = round_.load(std::memory_order_relaxed);
         if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
             arrived_.store(0, std::memory_order_relaxed);
-            round_.store(round + 1, std::memory_order_release);
+            round_.store(round + 1, std::memory_order_seq_cst);
+            if (sleepers_.load(std::memory_order_seq_cst)) wake();
             return;
         }
-        for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
+        for (int spins = 0; spins < SPINS; ++spins) {
+            if (round_.load(std::memory_order_acquire) != round) return;
 #if defined(__x86_64__)
             __builtin_ia32_pause();
 #endif
-            if (spins > 4000) std::this_thread::yield();
         }
+        sleepers_.fetch_add(1, std::memory_order_seq_cst);
+        while (round_.load(std::memory_order_seq_cst) == round) sleep(round);
+        sleepers_.fetch_sub(1, std::memory_order_relaxed);
     }
 
    private:
+    static constexpr int SPINS = 4000;
+
+#if defined(__linux__)
+    void sleep(int round) { syscall(SYS_futex, &round_, FUTEX_WAIT_PRIVATE, round, nullptr, nullptr, 0); }
+    void wake() { syscall(SYS_futex, &round_, FUTEX_WAKE_PRIVATE, size_, nullptr, nullptr, 0); }
+#else
+    void sleep(int) { std::this_thread::yield(); }
+    void wake() {}
+#endif
+
     const int size_;
     std::atomic<int> arrived_{0};
     std::atomic<int> round_{0};
+    std::atomic<int> sleepers_{0};
 };
 
 // Run task(member) on a team of threads, the caller being member 0.
