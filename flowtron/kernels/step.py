@@ -15,7 +15,6 @@ from flowtron.kernels.attention import CLAMP
 from flowtron.kernels.build import load_library, pointer
 from flowtron.kernels.step_weights import DTYPES, LANES, WIDTH, Layer, Matrix, StepWeights
 
-
 WEIGHTS_PER_THREAD = 4_000_000  # products of a frame that outweigh meeting at every layer
 
 
