@@ -3,6 +3,7 @@
 Letters: B batch, T_mel frames, T_text tokens, D mel channels.
 """
 
+import codecs
 import difflib
 import hashlib
 import os
@@ -30,38 +31,55 @@ BUCKET_BATCHES = 32  # batches whose utterances are sorted by length together
 
 
 class Utterance(NamedTuple):
-    """One line of a filelist."""
+    """One line of a filelist; origin is the list and the line, as 'train.txt:3'."""
 
     path: Path
     text: str
     speaker: str
+    origin: str = ""
 
 
 def read_filelist(path: str | Path) -> list[Utterance]:
     """Read `path|text|speaker` lines; two fields mean speaker '0'.
 
-    Paths are relative to the filelist's folder, or else to the working directory.
+    Paths are relative to the filelist's folder, or else to the working directory. Lines may end in LF or CRLF, and a
+    byte order mark is skipped.
 
     Raises:
-        InputError: the file is missing or empty, or a line lacks a field, its text or its sound.
+        InputError: the file is missing, empty or not in UTF-8, or a line lacks a field, its text or its sound.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such filelist; make one with scripts/make_corpus.py or correct the config.")
     utterances = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
+    # Not splitlines: a text may hold the rarer separators that it would split at.
+    for number, content in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+        try:
+            line = content.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}:{number}: not in UTF-8 ({error.reason}); save the filelist as UTF-8.") from None
+        if not line:
             continue
         parts = [part.strip() for part in line.split("|")]
         if len(parts) not in (2, 3) or not all(parts):
-            raise InputError(f"{path}:{number}: expected 'path|text|speaker', found {line!r}; correct the line.")
-        sound = next((p for p in (path.parent / parts[0], Path(parts[0])) if p.is_file()), None)
+            shown = line if len(line) <= 80 else f"{line[:79]}…"
+            raise InputError(f"{path}:{number}: expected 'path|text|speaker', found {shown!r}; correct the line.")
+        sound = next((p for p in (path.parent / parts[0], Path(parts[0])) if _is_file(p)), None)
         if sound is None:
-            raise InputError(f"{path}:{number}: no sound file {parts[0]!r}; correct the path or remove the line.")
-        utterances.append(Utterance(sound, parts[1], parts[2] if len(parts) == 3 else "0"))
+            shown = parts[0] if len(parts[0]) <= 80 else f"{parts[0][:79]}…"
+            raise InputError(f"{path}:{number}: no sound file {shown!r}; correct the path or remove the line.")
+        speaker = parts[2] if len(parts) == 3 else "0"
+        utterances.append(Utterance(sound, parts[1], speaker, f"{path}:{number}"))
     if not utterances:
         raise InputError(f"{path}: the filelist has no lines; give it at least one 'path|text|speaker'.")
     return utterances
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name too long
+        return False
 
 
 class SpeakerTable:
