@@ -7,6 +7,7 @@ Letters: B batch, T_mel frames, T_text tokens, D mel channels.
 
 import argparse
 import hashlib
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -58,6 +59,29 @@ class SamplingOptions:
     max_frames: int | None = None
     path_width: float = 3.0
     window: AttentionWindow = WINDOW
+
+    def __post_init__(self) -> None:
+        """Refuse values that no speech comes of.
+
+        Raises:
+            InputError: naming the first of them.
+        """
+        if not 0 <= self.sigma < math.inf:
+            raise InputError(
+                f"sigma is {self.sigma}, but it is a standard deviation; give 0 or more, for example 0.667."
+            )
+        if self.duration_sigma is not None and not 0 <= self.duration_sigma < math.inf:
+            raise InputError(
+                f"duration_sigma is {self.duration_sigma}, but it is a standard deviation; give 0 or more."
+            )
+        for name in ("rate", "temperature", "path_width"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise InputError(f"{name} is {value}, but speech needs a positive one; give for example 1.2.")
+        if not 0 <= self.gate_threshold <= 1:
+            raise InputError(f"gate_threshold is {self.gate_threshold}, but it is a probability; give 0.5 or the like.")
+        if self.max_frames is not None and self.max_frames < 1:
+            raise InputError(f"max_frames is {self.max_frames}, but speech has at least one frame; give more.")
 
 
 class Synthesized(NamedTuple):
@@ -129,6 +153,8 @@ def draw_noise(n_frames: int, n_mels: int, seed: int) -> Tensor:
 
     It comes in blocks, so that more frames with the same seed begin with the same numbers.
     """
+    if not -(1 << 63) <= seed < 1 << 63:
+        raise InputError(f"seed is {seed}, beyond 64 bits; give a smaller whole number.")
     generator = torch.Generator().manual_seed(seed)
     n_blocks = -(-n_frames // NOISE_BLOCK_FRAMES)
     blocks = [torch.randn(NOISE_BLOCK_FRAMES, n_mels, generator=generator) for _ in range(max(1, n_blocks))]

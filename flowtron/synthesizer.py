@@ -214,18 +214,13 @@ class Synthesizer:
 
     @staticmethod
     def _options(sigma: float, options: dict[str, object]) -> SamplingOptions:
-        if sigma < 0:
-            raise InputError(f"sigma is {sigma}, but it is a standard deviation; give 0 or more, for example 0.667.")
         try:
-            sampling = SamplingOptions(sigma=sigma, **options)  # type: ignore[arg-type]
+            return SamplingOptions(sigma=sigma, **options)  # type: ignore[arg-type]
         except TypeError:
             known = ", ".join(SamplingOptions.__dataclass_fields__)
             raise InputError(
                 f"{', '.join(options)}: not all are options of sampling ({known}); correct them."
             ) from None
-        if sampling.rate <= 0:
-            raise InputError(f"rate is {sampling.rate}, but speech needs a positive one; give for example 1.2.")
-        return sampling
 
     def _silence(self, seconds: float) -> np.ndarray:
         return np.zeros(round(seconds * self.settings.sample_rate), dtype=np.float32)

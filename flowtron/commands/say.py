@@ -23,6 +23,7 @@ flowtron say "Hello." -o - --format pcm | aplay -f S16_LE -r 22050
 """
 LINES_AT_ONCE = 64  # whose sentences are computed together
 SUFFIXES = (".wav", ".flac", ".mp3", ".opus")
+PICTURES = (".png", ".jpg", ".pdf", ".svg")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +82,10 @@ def run(options: argparse.Namespace) -> Outcome:
     elif Path(options.output).suffix.lower() not in SUFFIXES:
         raise InputError(f"{options.output}: sound is written as {', '.join(SUFFIXES)}; choose one of these suffixes.")
     check_writable(*([] if to_folder else [options.output]), options.plot, options.times)
+    if options.plot and Path(options.plot).suffix.lower() not in PICTURES:
+        raise InputError(
+            f"{options.plot}: pictures are written as {', '.join(PICTURES)}; choose one of these suffixes."
+        )
     if options.times:
         times_writer(options.times)
     if not any(character.isalnum() for character in text):
