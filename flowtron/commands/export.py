@@ -1,4 +1,4 @@
-"""Write a checkpoint in the original's state-dict layout."""
+"""Write a checkpoint in the original's state-dict layout, or as ONNX graphs."""
 
 import argparse
 
@@ -6,17 +6,24 @@ from flowtron.commands import Outcome
 
 EXAMPLES = """\
 flowtron export runs/demo/checkpoints/00008500 flowtron.pt
+flowtron export --format onnx runs/demo/checkpoints/00008500 voice-onnx/
 """
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of `flowtron export`."""
     parser.add_argument("source", help="checkpoint folder")
-    parser.add_argument("target", help=".pt file to write, in the original's layout")
+    parser.add_argument("target", help=".pt file to write, or folder for ONNX graphs")
+    parser.add_argument("--format", choices=("original", "onnx"), default="original", help="what to write")
 
 
 def run(options: argparse.Namespace) -> Outcome:
     """Export and tell what was left out."""
+    if options.format == "onnx":
+        from flowtron.onnx_export import export_onnx
+
+        folder = export_onnx(options.source, options.target)
+        return Outcome(f"wrote {folder}: encoder and steps of flow as ONNX", {"folder": str(folder)})
     from flowtron.convert import export
 
     report = export(options.source, options.target)

@@ -1,0 +1,107 @@
+"""The ONNX export against torch, and the runner without torch."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from flowtron.audio import AudioSettings
+from flowtron.audio import mel_filters as filters_of_torch
+from flowtron.checkpoint import load_model, save_model
+from flowtron.cli import main
+from flowtron.config import Config, ModelConfig
+from flowtron.errors import InputError
+from flowtron.inference import draw_noise
+from flowtron.model import build_model
+from flowtron.model.aligner import path_prior
+from flowtron.onnx_runner import OnnxFlowtron, mel_filters
+from flowtron.text import SYMBOLS
+
+pytest.importorskip("onnx")
+SMALL = {"n_text_dim": 16, "n_speaker_dim": 4, "n_hidden": 24, "n_attn_channels": 12, "n_speakers": 2}
+
+
+def checkpoint(folder, **values):
+    torch.manual_seed(0)
+    config = Config(model=ModelConfig(**{**SMALL, **values}))
+    model = build_model(config.model).eval()
+    for flow in model.flows:
+        torch.nn.init.normal_(flow.conditioner.output.weight, std=0.05)
+    save_model(folder, model, config, symbols=SYMBOLS, speakers=["ann", "bob"])
+    return folder
+
+
+VARIANTS = [{"aligner_dim": 8, "mel_mean": -5.0, "mel_std": 2.0}, {"n_flows": 3, "n_lstm_layers": 1}]
+
+
+@pytest.fixture(scope="module", params=VARIANTS, ids=str)
+def exported(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("onnx")
+    source = checkpoint(folder / "model", **request.param)
+    assert main(["export", "--format", "onnx", str(source), str(folder / "onnx")]) == 0
+    return load_model(source).model.eval().requires_grad_(False), OnnxFlowtron(folder / "onnx")
+
+
+@pytest.mark.parametrize("n_tokens", [1, 9])
+def test_mels_equal_torchs(exported, n_tokens):
+    model, runner = exported
+    tokens = torch.arange(60, 60 + n_tokens)
+    texts = (tokens[None], torch.tensor([n_tokens]), torch.tensor([1]))
+    encoded = runner.encode(tokens.tolist(), 1)
+    prior = None
+    if model.duration_predictor is not None:
+        noise = 0.5 * draw_noise(n_tokens, 1, 3)[:, 0]
+        durations = model.duration_predictor.sample(*texts, noise[None])
+        assert runner.durations(encoded, noise.numpy()).tolist() == durations[0].tolist()
+        prior = path_prior(durations, int(durations.sum()), 3.0)
+        np.testing.assert_allclose(runner.prior(durations[0].numpy()), prior[0], atol=1e-6)
+    T = 60 if prior is None else prior.shape[1]
+    z = 0.7 * draw_noise(T, 80, 5).T
+    wanted = model.inverse(z[None], torch.tensor([T]), *texts, attention_prior=prior, temperature=0.8)
+    result = runner.inverse(encoded, z.numpy(), None if prior is None else prior[0].numpy(), 0.8)
+    assert np.abs(result.mel - wanted.mel[0].numpy()).max() < 1e-4
+    for here, there in zip(result.attention, wanted.attention, strict=True):
+        assert np.abs(here - there[0].numpy()).max() < 1e-4
+
+
+def test_gate_ends_at_the_same_frame(exported):
+    model, runner = exported
+    tokens, z = torch.arange(60, 66), draw_noise(50, 80, 5).T
+    texts = (tokens[None], torch.tensor([6]), torch.tensor([0]))
+    free = model.inverse(z[None], torch.tensor([50]), *texts).gate_logits[0].sigmoid()
+    threshold = float(free[:40].max()) - 1e-4
+    wanted = model.inverse(z[None], torch.tensor([50]), *texts, gate_threshold=threshold)
+    result = runner.inverse(runner.encode(tokens.tolist()), z.numpy(), gate_threshold=threshold)
+    assert result.mel.shape[1] == int(wanted.mel_lengths) <= 40
+    assert np.abs(result.mel - wanted.mel[0].numpy()).max() < 1e-4
+
+
+def test_filters_equal_torchs():
+    settings = AudioSettings()
+    np.testing.assert_allclose(mel_filters(**settings.fingerprint()), filters_of_torch(settings).numpy(), atol=1e-7)
+
+
+def test_the_runner_speaks_without_torch(tmp_path):
+    source = checkpoint(tmp_path / "model", aligner_dim=8)
+    main(["export", "--format", "onnx", str(source), str(tmp_path / "onnx")])
+    program = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from flowtron.onnx_runner import main\n"
+        f"assert main([{str(tmp_path / 'onnx')!r}, 'One two.', '-i', 'bob', '-o', {str(tmp_path / 'a.wav')!r}]) == 0\n"
+        f"assert main([{str(tmp_path / 'onnx')!r}, 'One.', '-i', 'eve']) == 2\n"
+        f"assert main([{str(tmp_path)!r}, 'One.']) == 2\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "no exported model" in done.stderr and "'eve' is not one" in done.stderr
+    assert (tmp_path / "a.wav").stat().st_size > 1000
+
+
+def test_what_cannot_be_exported(tmp_path, capsys):
+    source = checkpoint(tmp_path / "model", use_cumm_attention=True)
+    assert main(["export", "--format", "onnx", str(source), str(tmp_path / "onnx")]) == 2
+    assert "location-sensitive" in capsys.readouterr().err
+    with pytest.raises(InputError, match="no exported model"):
+        OnnxFlowtron(tmp_path)
