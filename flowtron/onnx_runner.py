@@ -63,7 +63,7 @@ class OnnxFlowtron:
         )
 
     def encode(self, tokens: Sequence[int], speaker_id: int = 0) -> dict[str, np.ndarray]:
-        """Return keys_k and values_k (1, N, channels) of every step; with durations, mean and log_std (1, N) as well."""
+        """Return keys_k and values_k (1, N, channels) of every step; mean and log_std (1, N) if it has durations."""
         fed = {"tokens": np.array([tokens], dtype=np.int64), "speaker": np.array([speaker_id], dtype=np.int64)}
         names = [output.name for output in self.encoder.get_outputs()]
         return dict(zip(names, self.encoder.run(None, fed)))
