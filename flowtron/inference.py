@@ -10,7 +10,7 @@ import hashlib
 import math
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -26,9 +26,12 @@ from flowtron.model import Flowtron, FlowtronSample
 from flowtron.model.aligner import monotonic_durations, path_prior
 from flowtron.model.attention import AttentionWindow
 from flowtron.model.flow import AffineFlow, TimeReversed, reverse_frames
+from flowtron.model.prior import Mixture, sample_mixture
 
 NOISE_BLOCK_FRAMES = 64
 WINDOW = AttentionWindow()
+# A latent (D, T_mel) in natural order of time, or what gives one for a number of frames.
+Latent = Tensor | Callable[[int], Tensor]
 
 
 class Utterance(NamedTuple):
@@ -161,10 +164,37 @@ def draw_noise(n_frames: int, n_mels: int, seed: int) -> Tensor:
     return torch.cat(blocks)[:n_frames]
 
 
+def _other_seed(name: str, seed: int) -> int:
+    # Of a stream of its own, so that what is drawn from it does not depend on how many frames were drawn.
+    return int.from_bytes(hashlib.blake2b(f"{name} {seed}".encode(), digest_size=7).digest(), "big")
+
+
 def _duration_noise(n_tokens: int, seed: int) -> Tensor:
-    # Of its own stream, so that durations do not depend on how many frames were drawn.
-    digest = hashlib.blake2b(f"durations {seed}".encode(), digest_size=7).digest()
-    return draw_noise(n_tokens, 1, int.from_bytes(digest, "big"))[:, 0]
+    return draw_noise(n_tokens, 1, _other_seed("durations", seed))[:, 0]
+
+
+def draw_latent(
+    n_frames: int,
+    n_mels: int,
+    seed: int,
+    sigma: float | Tensor = 1.0,
+    mixture: Mixture | None = None,
+    component: int | None = None,
+) -> Tensor:
+    """Draw from the prior, (n_frames, D) in order of processing: N(0, sigma²), or a mixture.
+
+    Args:
+        n_frames, n_mels, seed: as in `draw_noise`.
+        sigma: standard deviation, or one for each frame (n_frames, 1); of a mixture, a factor on its own.
+        mixture: of one utterance.
+        component: of the mixture, for all of it; None draws by the mixture's probabilities.
+    """
+    noise = draw_noise(n_frames, n_mels, seed)
+    if mixture is None:
+        return sigma * noise
+    uniform = torch.special.ndtr(draw_noise(n_frames, n_mels, _other_seed("components", seed)))
+    mean, log_var, prob = (part.detach().float().cpu() for part in mixture)
+    return sample_mixture(Mixture(mean, log_var, prob), noise, uniform, sigma, component)
 
 
 def pad_tokens(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -206,9 +236,10 @@ def synthesize_mels(
     model: Flowtron,
     utterances: Sequence[Utterance],
     options: SamplingOptions = SamplingOptions(),
-    z: Sequence[Tensor] | None = None,
+    z: Sequence[Latent] | None = None,
     attention: Sequence[Tensor] | None = None,
     weights: Sequence[StepWeights] | None = None,
+    durations: Sequence[Tensor] | None = None,
 ) -> list[Synthesized]:
     """Synthesise the mels of a batch; each comes out as it would alone.
 
@@ -216,32 +247,40 @@ def synthesize_mels(
         model: in evaluation mode.
         utterances: what to speak.
         options: how to sample.
-        z: latents (D, T_mel) in natural order of time to use in place of drawn ones, one per utterance.
+        z: latents (D, T_mel) in natural order of time to use in place of drawn ones, one per utterance, or functions
+            that give one for a number of frames. Where durations do not set the length, a latent does, and the gate
+            ends what comes from a function.
         attention: one (B, T_mel, T_text) per step of flow to use in place of computed ones.
         weights: from `pack_weights`, for the compiled kernel; None computes in torch.
+        durations: (T_text,) in frames to use in place of predicted ones, one per utterance.
     """
     device = next(model.parameters()).device
     tokens, token_lengths = pad_tokens([u.tokens for u in utterances], device)
-    durations = None
-    if options.guided and attention is None:
+    path = None
+    if durations is not None:
+        path = torch.zeros_like(tokens)
+        for row, given in zip(path, durations):
+            row[: len(given)] = given.to(device)
+    elif options.guided and attention is None:
         if model.duration_predictor is not None:
-            durations = predict_durations(model, utterances, options, tokens.shape[1], device)
+            path = predict_durations(model, utterances, options, tokens.shape[1], device)
         elif options.rate != 1.0:
             # What the speaker does at the usual rate, played faster or slower.
             usual = synthesize_mels(model, utterances, replace(options, rate=1.0), z, None, weights)
-            durations = torch.zeros_like(tokens)
-            for row, result in zip(durations, usual):
+            path = torch.zeros_like(tokens)
+            for row, result in zip(path, usual):
                 row[: len(result.durations)] = result.durations.to(device)
-            durations = rescale_durations(durations, options.rate)
-    if durations is not None:
-        lengths = durations.sum(1)
-    elif z is not None:
-        lengths = torch.tensor([latent.shape[1] for latent in z], device=device)
+            path = rescale_durations(path, options.rate)
+    fixed = [latent.shape[1] for latent in z or [] if isinstance(latent, Tensor)]
+    if path is not None:
+        lengths = path.sum(1)
+    elif len(fixed) == len(utterances):
+        lengths = torch.tensor(fixed, device=device)
     elif options.max_frames is not None:
         lengths = torch.full_like(token_lengths, options.max_frames)
     else:
         lengths = (FRAMES_AT_LEAST + FRAMES_PER_TOKEN * token_lengths / options.rate).long()
-    windowed = options.guided and attention is None and durations is None
+    windowed = options.guided and attention is None and path is None
     while True:
         latent = _latent(model, utterances, lengths, options.sigma, z)
         sample = model.inverse(
@@ -250,38 +289,44 @@ def synthesize_mels(
             tokens,
             token_lengths,
             torch.tensor([u.speaker_id for u in utterances], device=device),
-            attention_prior=None if durations is None else path_prior(durations, latent.shape[1], options.path_width),
+            attention_prior=None if path is None else path_prior(path, latent.shape[1], options.path_width),
             attention=attention,
             temperature=options.temperature,
-            gate_threshold=options.gate_threshold if durations is None and z is None else None,
+            gate_threshold=options.gate_threshold if path is None and not fixed else None,
             window=options.window if windowed else None,
             weights=weights,
         )
         # The window moves on by itself, so that there is a length at which every text has ended.
         bound = token_lengths * options.window.patience_frames + options.window.tail_frames
         cut = (sample.mel_lengths == lengths) & (lengths < bound)
-        if not windowed or z is not None or options.max_frames is not None or not cut.any():
+        if not windowed or fixed or options.max_frames is not None or not cut.any():
             break
         lengths = torch.where(cut, torch.minimum(2 * lengths, bound), lengths)
-    if durations is None:
+    if path is None:
         mean = torch.stack(sample.attention).mean(0).clamp(min=1e-8).log()
-        durations = monotonic_durations(mean, sample.mel_lengths, token_lengths)
-    return _split(model, sample, token_lengths, durations, latent, lengths)
+        path = monotonic_durations(mean, sample.mel_lengths, token_lengths)
+    return _split(model, sample, token_lengths, path, latent, lengths)
 
 
 def _latent(
-    model: Flowtron, utterances: Sequence[Utterance], lengths: Tensor, sigma: float, z: Sequence[Tensor] | None
+    model: Flowtron, utterances: Sequence[Utterance], lengths: Tensor, sigma: float, z: Sequence[Latent] | None
 ) -> Tensor:
-    """Latents (B, T_mel, D) of the given lengths in natural order of time, drawn or given."""
+    """Latents (B, T_mel, D) of the given lengths in natural order of time, drawn from the prior or given."""
     latent = torch.zeros(len(utterances), int(lengths.max()), model.n_mels, device=lengths.device)
+    mixture = None if model.mixture is None else model.mixture.unconditional()
     for b, n_frames in enumerate(lengths.tolist()):
         if z is None:
-            latent[b, :n_frames] = sigma * draw_noise(n_frames, model.n_mels, utterances[b].seed).to(latent)
+            latent[b, :n_frames] = draw_latent(n_frames, model.n_mels, utterances[b].seed, sigma, mixture).to(latent)
         else:
-            given = z[b].T[:n_frames].to(latent)
-            # Evidence shorter than the utterance is repeated, as in the paper's transfer of style.
-            latent[b, :n_frames] = given.repeat(-(-n_frames // len(given)), 1)[:n_frames]
+            source = z[b]
+            given = source if isinstance(source, Tensor) else source(n_frames)
+            latent[b, :n_frames] = fitted(given, n_frames).T.to(latent)
     return reverse_frames(latent, lengths) if z is None and model.reads_backward_first else latent
+
+
+def fitted(z: Tensor, n_frames: int) -> Tensor:
+    """Cut z (D, T_mel) to a number of frames, or repeat it, as the paper does with evidence of a style."""
+    return z.repeat(1, -(-n_frames // z.shape[1]))[:, :n_frames]
 
 
 def badness(report: AlignmentReport) -> tuple[int, float]:

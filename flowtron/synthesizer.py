@@ -19,7 +19,16 @@ from torch import Tensor
 from flowtron.audio import AudioSettings, WavWriter
 from flowtron.checkpoint import load_model
 from flowtron.errors import InputError
-from flowtron.inference import SamplingOptions, Synthesized, Utterance, badness, pack_weights, synthesize_mels
+from flowtron.inference import (
+    Latent,
+    SamplingOptions,
+    Synthesized,
+    Utterance,
+    badness,
+    fitted,
+    pack_weights,
+    synthesize_mels,
+)
 from flowtron.kernels.step_weights import StepWeights
 from flowtron.model import Flowtron
 from flowtron.passages import Passage, passages
@@ -211,6 +220,54 @@ class Synthesizer:
                     file.write(wav)
                 progress(share)
         return narration
+
+    def render(
+        self,
+        text: str,
+        speaker: str | int | None = None,
+        z: Latent | None = None,
+        durations: Tensor | None = None,
+        attention: Tensor | None = None,
+        sigma: float = DEFAULT_SIGMA,
+        seed: int = 1234,
+        **options: object,
+    ) -> Speech:
+        """Speak a text at once, unsplit, with what would be drawn, predicted or computed for it given instead.
+
+        Args:
+            text, speaker, sigma, seed, options: as in `__call__`.
+            z: latent (n_mels, T_mel), or a function that gives one for a number of frames.
+            durations: (T_text,) frames of every token.
+            attention: (n_flows, T_mel, T_text) in natural order of time.
+
+        Raises:
+            InputError: as `__call__`, or what is given does not fit the text's tokens.
+        """
+        sampling = self._options(sigma, options)
+        tokenized = self._tokenize(text)
+        if isinstance(tokenized, InputError):
+            raise tokenized
+        n_tokens = len(tokenized.tokens)
+        for name, given in (("durations", durations), ("attention", attention)):
+            if given is not None and given.shape[-1] != n_tokens:
+                raise InputError(
+                    f"the {name} are of {given.shape[-1]} tokens, but {text!r} has {n_tokens}; give the text that they "
+                    "were made with."
+                )
+        if isinstance(z, Tensor) and durations is None and attention is not None:
+            z = fitted(z, attention.shape[1])
+        device = next(self.model.parameters()).device
+        speaker_id = self.speaker_id(speaker)
+        (result,) = synthesize_mels(
+            self.model,
+            [Utterance(tokenized.tokens, speaker_id, seed)],
+            sampling if attention is None else replace(sampling, max_frames=attention.shape[1], gate_threshold=1.0),
+            None if z is None else [z],
+            None if attention is None else [matrix[None].to(device) for matrix in attention],
+            self.weights,
+            None if durations is None else [durations],
+        )
+        return self._with_sound(self._speech(Passage(text), speaker_id, tokenized, result, sampling, seed))
 
     @staticmethod
     def _options(sigma: float, options: dict[str, object]) -> SamplingOptions:

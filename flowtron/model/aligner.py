@@ -13,7 +13,7 @@ programming, Kim et al. 2020 (arXiv 2005.11129).
 import torch
 from torch import Tensor, nn
 
-from flowtron.model.encoder import ConvEncoder, length_mask
+from flowtron.model.encoder import ConvEncoder, beside_tokens, length_mask
 
 
 class Aligner(nn.Module):
@@ -79,7 +79,7 @@ class DurationPredictor(nn.Module):
 
     def forward(self, tokens: Tensor, token_lengths: Tensor, speaker_id: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log standard deviation (B, T_text) of log(frames) for tokens (B, T_text)."""
-        named = self.embedding(tokens) + self.speaker_embedding(speaker_id)[:, None]
+        named = self.embedding(tokens) + beside_tokens(self.speaker_embedding(speaker_id))
         mean, log_std = self.output(self.encoder(named.transpose(1, 2), token_lengths)).unbind(2)
         return mean + 1.0, log_std.clamp(-4.0, 1.0)
 

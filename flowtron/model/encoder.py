@@ -23,6 +23,11 @@ def stack_padded(parts: Sequence[Tensor], size: int) -> Tensor:
     return stacked
 
 
+def beside_tokens(speaker: Tensor) -> Tensor:
+    """Make vectors of speakers, (B, C) or one for each token (B, T_text, C), broadcast over tokens."""
+    return speaker if speaker.dim() == 3 else speaker[:, None]
+
+
 class MaskedInstanceNorm(nn.Module):
     """Instance norm over the valid positions of each item and channel, with learned scale and offset.
 

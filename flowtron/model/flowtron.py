@@ -15,7 +15,7 @@ from flowtron.errors import InputError
 from flowtron.kernels.step_weights import StepWeights
 from flowtron.model.aligner import Aligner, DurationPredictor, monotonic_durations, path_prior
 from flowtron.model.attention import AttentionWindow
-from flowtron.model.encoder import MelEncoder, TextEncoder, length_mask, stack_padded
+from flowtron.model.encoder import MelEncoder, TextEncoder, beside_tokens, length_mask, stack_padded
 from flowtron.model.flow import AffineFlow, Conditioner, Context, FlowAux, TimeReversed
 from flowtron.model.prior import Mixture, MixturePrior
 
@@ -92,7 +92,7 @@ class Flowtron(nn.Module):
         if self.dummy_speaker:
             speaker_id = torch.zeros_like(speaker_id)
         speaker = self.speaker_embedding(speaker_id).to(encoded.dtype)
-        return torch.cat([encoded, speaker[:, None].expand(-1, tokens.shape[1], -1)], 2)
+        return torch.cat([encoded, beside_tokens(speaker).expand(-1, tokens.shape[1], -1)], 2)
 
     def forward(
         self,

@@ -41,6 +41,10 @@ class MixturePrior(nn.Module):
             self.mean = nn.Linear(embedding_dim, n_mels * n_components)
             self.log_var = nn.Linear(embedding_dim, n_mels * n_components)
 
+    def unconditional(self) -> Mixture:
+        """Return the mixture of an utterance nothing is known of: that of the embedding 0, the centre of its range."""
+        return self(self.prob.weight.new_zeros(1, self.prob.in_features))
+
     def forward(self, embedding: Tensor) -> Mixture:
         """Return the mixture of utterances with mel embeddings (B, C)."""
         prob = self.prob(embedding).softmax(1)
@@ -50,3 +54,27 @@ class MixturePrior(nn.Module):
         assert isinstance(self.log_var, nn.Linear)
         shape = (-1, self.n_mels, self.n_components)
         return Mixture(self.mean(embedding).reshape(shape), self.log_var(embedding).reshape(shape), prob)
+
+
+def sample_mixture(
+    mixture: Mixture, noise: Tensor, uniform: Tensor, sigma: float | Tensor = 1.0, component: int | None = None
+) -> Tensor:
+    """Draw from a mixture: mean_k + sigma · std_k · noise, with k of every frame and channel, as its density has it.
+
+    Args:
+        mixture: of one utterance.
+        noise: (T_mel, D) of N(0, 1).
+        uniform: (T_mel, D) in [0, 1], which decide k.
+        sigma: factor on the components' standard deviations, or one for each frame (T_mel, 1).
+        component: k of all frames and channels; None draws it by the mixture's probabilities.
+
+    Returns:
+        (T_mel, D).
+    """
+    mean, log_var, prob = mixture.mean[0], mixture.log_var[0], mixture.prob[0]
+    if component is None:
+        chosen = (uniform[..., None] > prob.cumsum(0)).sum(2).clamp(max=len(prob) - 1)
+    else:
+        chosen = torch.full(noise.shape, component, dtype=torch.long, device=noise.device)
+    channel = torch.arange(mean.shape[0], device=noise.device)
+    return mean[channel, chosen] + sigma * (0.5 * log_var[channel, chosen]).exp() * noise

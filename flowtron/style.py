@@ -1,0 +1,463 @@
+"""What can be done in latent space: encode recordings, draw from a posterior, interpolate, translate mixtures.
+
+    evidence = encode(voice, read_filelist("surprised.txt"), speaker="heart")
+    posterior = Posterior.of([each.z for each in evidence], strength=0.1)
+    voice.render("Humans are walking on the streets?", "heart", z=posterior.source(seed=1))
+
+Letters: T_mel frames, T_text tokens, D mel channels, K mixture components, S speakers.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flowtron.audio import load_wav, log_mel
+from flowtron.data import Utterance
+from flowtron.errors import InputError
+from flowtron.inference import Latent, SamplingOptions, draw_latent, draw_noise, fitted, pad_tokens
+from flowtron.loss import HALF_LOG_TAU
+from flowtron.model import Flowtron, FlowtronOutput
+from flowtron.model.aligner import monotonic_durations, path_prior
+from flowtron.model.prior import Mixture
+from flowtron.objective import beta_binomial_priors
+from flowtron.speech import Speech
+from flowtron.synthesizer import Synthesizer
+
+ENCODE_BATCH = 8
+SHORTEST_FRAMES = 4
+Aggregation = Literal["batch", "time_and_batch"]
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A recording in latent space.
+
+    utterance: the recording and its transcript. speaker: as whom it was encoded. tokens: of the transcript. mel, z:
+    (D, T_mel). attention: (n_flows, T_mel, T_text). durations: (T_text,) frames of every token; of the aligner's path,
+    or of the attention where there is no aligner. nats: (T_mel,) −log p of each frame, per channel, given its
+    transcript and speaker. mixture: of this utterance, or None for the prior N(0, 1).
+    """
+
+    utterance: Utterance
+    speaker: str
+    tokens: list[int]
+    mel: Tensor
+    z: Tensor
+    attention: Tensor
+    durations: Tensor
+    nats: Tensor
+    mixture: Mixture | None
+
+
+@torch.inference_mode()
+def encode(
+    voice: Synthesizer,
+    utterances: Sequence[Utterance],
+    speaker: str | int | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Encoding]:
+    """Encode recordings, with their transcripts, to z.
+
+    A model with an aligner encodes under the prior around its path, as it was trained.
+
+    Args:
+        voice: with the model.
+        utterances: recordings.
+        speaker: as whom to encode all of them; for a transfer of style, the one who will speak. None takes each
+            recording's own.
+        progress: called with the number of recordings done.
+
+    Raises:
+        InputError: a recording cannot be read or is too short, has nothing to say, or its speaker is unknown.
+    """
+    results: list[Encoding] = []
+    for start in range(0, len(utterances), ENCODE_BATCH):
+        chosen = utterances[start : start + ENCODE_BATCH]
+        ids = [voice.speaker_id(each.speaker if speaker is None else speaker) for each in chosen]
+        mels = [recorded_mel(voice, each) for each in chosen]
+        texts = [voice.tokenizer.encode(each.text).tokens for each in chosen]
+        results += encode_batch(voice, chosen, mels, texts, ids)
+        progress(len(results))
+    return results
+
+
+def recorded_mel(voice: Synthesizer, utterance: Utterance) -> Tensor:
+    """Mel (D, T_mel) of a recording.
+
+    Raises:
+        InputError: it cannot be read or is too short.
+    """
+    wav = load_wav(utterance.path, voice.settings.sample_rate, resample=True)
+    mel = log_mel(wav, voice.settings)
+    if mel.shape[1] < SHORTEST_FRAMES:
+        raise InputError(
+            f"{utterance.path}: it has {mel.shape[1]} frames, fewer than {SHORTEST_FRAMES}; leave the recording out."
+        )
+    return mel
+
+
+@torch.inference_mode()
+def encode_batch(
+    voice: Synthesizer,
+    utterances: Sequence[Utterance],
+    mels: Sequence[Tensor],
+    texts: Sequence[list[int]],
+    speaker_ids: Sequence[int],
+) -> list[Encoding]:
+    """Encode mels (D, T_mel) with tokens as speakers; see `encode`."""
+    model = voice.model
+    device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
+    tokens, token_lengths = pad_tokens(texts, device)
+    mel_lengths = torch.tensor([mel.shape[1] for mel in mels], device=device)
+    mel = torch.stack([F.pad(each, (0, int(mel_lengths.max()) - each.shape[1])) for each in mels]).to(device, dtype)
+    speaker_id = torch.tensor(speaker_ids, device=device)
+    batch = (mel, mel_lengths, tokens, token_lengths, speaker_id)
+    durations, prior = None, None
+    if model.aligner is not None:
+        diagonal = beta_binomial_priors(mel_lengths.tolist(), token_lengths.tolist(), 1.0, device)
+        durations = monotonic_durations(model.aligner(*batch, diagonal), mel_lengths, token_lengths)
+        prior = path_prior(durations, mel.shape[2], SamplingOptions.path_width).to(dtype)
+    output = model(*batch, attention_prior=prior)
+    if durations is None:
+        mean = torch.stack(output.attention).mean(0).clamp(min=1e-8).log()
+        durations = monotonic_durations(mean, mel_lengths, token_lengths)
+    nats = frame_nats(output, model)
+    results = []
+    for b, (T, N) in enumerate(zip(mel_lengths.tolist(), token_lengths.tolist())):
+        row = speaker_ids[b]
+        results.append(
+            Encoding(
+                utterances[b],
+                voice.speakers[row] if row < len(voice.speakers) else str(row),
+                list(texts[b]),
+                mels[b],
+                output.z[b, :, :T].cpu(),
+                torch.stack([matrix[b, :T, :N] for matrix in output.attention]).cpu(),
+                durations[b, :N].cpu(),
+                nats[b, :T].cpu(),
+                None if output.mixture is None else single(output.mixture, b),
+            )
+        )
+    return results
+
+
+def frame_nats(output: FlowtronOutput, model: Flowtron) -> Tensor:
+    """−log p of each frame per channel (B, T_mel), with its constant: exact, and its mean is `nats_per_dim`.
+
+    −log p(x_t) = −log p(z_t) − Σ_steps Σ_d log_scale_{t,d} + D log mel_std.
+    """
+    z = output.z
+    if output.mixture is None:
+        energy = 0.5 * z.square()
+    else:
+        mean, log_var, prob = output.mixture
+        deviation = (z[..., None] - mean[:, :, None]).square() * (-log_var[:, :, None]).exp()
+        energy = -(prob.log()[:, None, None] - 0.5 * (deviation + log_var[:, :, None])).logsumexp(3)
+    scales = torch.stack([step.log_scale.mean(2) for step in output.steps if step.log_scale is not None]).sum(0)
+    return energy.mean(1) + HALF_LOG_TAU - scales + math.log(model.mel_std)
+
+
+def single(mixture: Mixture, b: int) -> Mixture:
+    """Item b of the mixtures of a batch, on the CPU."""
+    mean, log_var, prob = (part[b : b + 1] if len(part) > 1 else part for part in mixture)
+    return Mixture(mean.cpu(), log_var.cpu(), prob.cpu())
+
+
+def reconstruct(voice: Synthesizer, encoding: Encoding, speaker: str | int | None = None) -> Speech:
+    """Decode an encoding: as its own speaker, the recording itself; as another, that one with its rhythm."""
+    guided = voice.model.aligner is not None
+    return voice.render(
+        encoding.utterance.text,
+        encoding.speaker if speaker is None else speaker,
+        z=encoding.z,
+        durations=encoding.durations if guided else None,
+        guided=guided,
+    )
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """N(mean, variance · I) of z, given pieces of evidence.
+
+    Evidence ζ_i is taken as z with noise of variance `strength` (λ): with r = m / λ for m pieces,
+    mean = r / (r + 1) · ζ̄ and variance = 1 / (r + 1). Large λ gives the prior, small λ the evidence.
+    Source: Valle et al. 2020, section 2.5; Gambardella et al. 2019 (arXiv 1911.13270).
+
+    mean: (D, T_mel), repeated where more frames are asked for. variance: of every component.
+    """
+
+    mean: Tensor
+    variance: float
+
+    @classmethod
+    def of(
+        cls,
+        evidence: Sequence[Tensor],
+        strength: float = 1e-4,
+        aggregation: Aggregation = "batch",
+        n_frames: int = 300,
+    ) -> "Posterior":
+        """Compute the posterior of latents.
+
+        Args:
+            evidence: (D, T_mel) each, of any lengths.
+            strength: λ, the variance of the evidence around z.
+            aggregation: 'batch' averages over the evidence, frame by frame, each repeated or cut to n_frames;
+                'time_and_batch' averages over frames too, which keeps what is constant in time.
+            n_frames: of the mean, for 'batch'.
+
+        Raises:
+            InputError: there is no evidence, or an argument is out of its range.
+        """
+        if not evidence:
+            raise InputError("there is no evidence; give at least one recording of the style.")
+        if not strength > 0:
+            raise InputError(f"lambda is {strength}, but it is a variance; give a positive one, for example 1e-4.")
+        if n_frames < 1:
+            raise InputError(f"n_frames is {n_frames}; give at least 1, for example 300.")
+        if aggregation == "batch":
+            mean = torch.stack([fitted(z, n_frames) for z in evidence]).mean(0)
+        elif aggregation == "time_and_batch":
+            mean = torch.stack([z.mean(1, keepdim=True) for z in evidence]).mean(0)
+        else:
+            raise InputError(f"aggregation is {aggregation!r}, expected 'batch' or 'time_and_batch'; choose one.")
+        ratio = evidence_ratio(len(evidence), strength)
+        # In this form λ → ∞ and λ → 0 are reached without overflow.
+        return cls(mean / (1 + 1 / ratio) if ratio else torch.zeros_like(mean), 1 / (ratio + 1))
+
+    def sample(self, n_frames: int, seed: int, sigma: float | None = None) -> Tensor:
+        """Draw (D, n_frames).
+
+        Args:
+            n_frames, seed: of the draw.
+            sigma: standard deviation around the mean; None takes the posterior's own.
+        """
+        deviation = math.sqrt(self.variance) if sigma is None else sigma
+        noise = draw_noise(n_frames, len(self.mean), seed).T
+        return fitted(self.mean, n_frames) + deviation * noise.to(self.mean)
+
+    def source(self, seed: int, sigma: float | None = None) -> Latent:
+        """Return the draw as a function of the number of frames, for `Synthesizer.render`."""
+        return lambda n_frames: self.sample(n_frames, seed, sigma)
+
+
+def evidence_ratio(m: int, strength: float) -> float:
+    """r = m / λ: how much more m pieces of evidence weigh than the prior."""
+    return m / strength
+
+
+def curve(points: Sequence[tuple[float, float]], n_frames: int) -> Tensor:
+    """Piecewise linear curve (n_frames,) over an utterance, constant outside its points.
+
+    Args:
+        points: (share of the utterance from 0 to 1, value), in order of time.
+        n_frames: of the utterance.
+
+    Raises:
+        InputError: there are no points, or they are not in order.
+    """
+    where = [share for share, _ in points]
+    if not points or where != sorted(where) or where[0] < 0 or where[-1] > 1:
+        raise InputError(
+            f"{list(points)}: expected points (share, value) with shares from 0 to 1 in order; correct it."
+        )
+    share = np.linspace(0, 1, n_frames) if n_frames > 1 else np.zeros(1)
+    return torch.from_numpy(np.interp(share, where, [value for _, value in points])).float()
+
+
+def prior_source(
+    voice: Synthesizer,
+    seed: int,
+    sigma: float | Sequence[tuple[float, float]] = 1.0,
+    mixture: Mixture | None = None,
+    component: int | None = None,
+) -> Latent:
+    """Draw from the prior as a function of the number of frames, for `Synthesizer.render`.
+
+    Args:
+        voice: of the model.
+        seed: of the draw; the same seed and sigma give what `voice` itself draws.
+        sigma: standard deviation, or points of a `curve` over the utterance.
+        mixture: to draw from, such as an encoding's; None takes the model's own where it has one.
+        component: of the mixture alone; None draws by its probabilities.
+
+    Raises:
+        InputError: there is no such component.
+    """
+    model = voice.model
+    if mixture is None and model.mixture is not None:
+        with torch.inference_mode():
+            mixture = model.mixture.unconditional()
+    if component is not None and (mixture is None or not 0 <= component < mixture.prob.shape[1]):
+        n = 0 if mixture is None else mixture.prob.shape[1]
+        raise InputError(f"component is {component}, but this model's prior has {n}; choose one below that.")
+
+    def source(n_frames: int) -> Tensor:
+        deviation = sigma if isinstance(sigma, float | int) else curve(sigma, n_frames)[:, None]
+        # Drawn in order of processing, but a curve is over time.
+        if model.reads_backward_first and isinstance(deviation, Tensor):
+            deviation = deviation.flip(0)
+        z = draw_latent(n_frames, model.n_mels, seed, deviation, mixture, component)
+        return (z.flip(0) if model.reads_backward_first else z).T
+
+    return source
+
+
+def interpolate(a: Tensor, b: Tensor, weight: float | Tensor, spherical: bool = False) -> Tensor:
+    """Interpolate between latents a and b (D, T_mel), of which the shorter is repeated.
+
+    Linear: (1 − w) a + w b. It shrinks independent draws, to 0.71 of their size half way. Spherical:
+    (sin (1 − w)θ a + sin wθ b) / sin θ, with θ the angle between them, which keeps the size.
+
+    Args:
+        a, b: (D, T_mel).
+        weight: w, of b, or one for each frame (T_mel,).
+        spherical: instead of linear.
+    """
+    n_frames = max(a.shape[1], b.shape[1])
+    a, b = fitted(a, n_frames), fitted(b, n_frames)
+    w = torch.as_tensor(weight, dtype=a.dtype)
+    if spherical:
+        cosine = (a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-12)
+        angle = cosine.clamp(-1, 1).acos()
+        if float(angle.sin()) > 1e-4:
+            return (((1 - w) * angle).sin() * a + (w * angle).sin() * b) / angle.sin()
+    return (1 - w) * a + w * b
+
+
+def interpolation_source(
+    first: Latent, second: Latent, weight: float | Sequence[tuple[float, float]], spherical: bool = False
+) -> Latent:
+    """Interpolate between what two latents or sources give, as a function of the number of frames.
+
+    Args:
+        first, second: latents or sources, such as of the prior and a posterior.
+        weight: of the second, or points of a `curve` over the utterance: (0, 0), (1, 1) moves from first to second.
+        spherical: instead of linear.
+    """
+
+    def source(n_frames: int) -> Tensor:
+        a, b = (fitted(each, n_frames) if isinstance(each, Tensor) else each(n_frames) for each in (first, second))
+        w = weight if isinstance(weight, float | int) else curve(weight, n_frames)
+        return interpolate(a, b, w, spherical)
+
+    return source
+
+
+class BlendedSpeakers(nn.Module):
+    """A table of speakers with one row more: a weighted sum of the others, the same or one for every token."""
+
+    def __init__(self, embedding: nn.Embedding, weights: Tensor) -> None:
+        """Blend rows of `embedding` by weights (S,), or (T_text, S) for one text's tokens."""
+        super().__init__()
+        self.num_embeddings = embedding.num_embeddings + 1
+        self.table = embedding.weight.detach()
+        self.row = weights.to(self.table) @ self.table
+
+    def forward(self, speaker_id: Tensor) -> Tensor:
+        """Look up speakers (B,): (B, C), or (B, T_text, C) where the last row varies over tokens."""
+        if self.row.dim() == 1:
+            return F.embedding(speaker_id, torch.cat([self.table, self.row[None]]))
+        if not bool((speaker_id == self.num_embeddings - 1).all()):
+            return F.embedding(speaker_id, self.table)
+        return self.row.expand(len(speaker_id), -1, -1)
+
+
+def blend_speakers(
+    voice: Synthesizer,
+    first: str | int,
+    second: str | int,
+    weight: float | Sequence[tuple[float, float]],
+    text: str = "",
+) -> tuple[Synthesizer, str]:
+    """Make a speaker between two.
+
+    Args:
+        voice: with the speakers.
+        first, second: by name or number.
+        weight: of the second, or points of a `curve` over the text's tokens.
+        text: that will be spoken, where the weight varies over it.
+
+    Returns:
+        A voice with one speaker more, which shares everything else with the given one, and that speaker's name.
+
+    Raises:
+        InputError: there is no such speaker, or the model does not listen to speakers.
+    """
+    model = voice.model
+    if model.dummy_speaker:
+        raise InputError("this model was trained without speakers; interpolate between two z of its prior instead.")
+    a, b = voice.speaker_id(first), voice.speaker_id(second)
+    n_speakers = model.speaker_embedding.num_embeddings
+    share: float | Tensor = weight if isinstance(weight, float | int) else _token_curve(voice, weight, text)
+    second_share = torch.as_tensor(share)[..., None]
+    weights = (1 - second_share) * F.one_hot(torch.tensor(a), n_speakers)
+    weights = weights + second_share * F.one_hot(torch.tensor(b), n_speakers)
+    blended = _with_modules(model, speaker_embedding=BlendedSpeakers(model.speaker_embedding, weights))
+    for name in ("duration_predictor", "aligner"):
+        part = getattr(model, name)
+        # The aligner compares one speaker with a recording; it has no use for one that changes.
+        if part is not None and (name != "aligner" or weights.dim() == 1):
+            table = BlendedSpeakers(part.speaker_embedding, weights)
+            blended = _with_modules(blended, **{name: _with_modules(part, speaker_embedding=table)})
+    name = f"{first}+{second}"
+    speakers = [*(voice.speakers or map(str, range(n_speakers))), name]
+    other = Synthesizer(blended, voice.tokenizer, speakers, voice.settings, voice.vocoder, voice.weights)
+    return other, name
+
+
+def _token_curve(voice: Synthesizer, points: Sequence[tuple[float, float]], text: str) -> Tensor:
+    return curve(points, len(voice.tokenizer.encode(text).tokens))
+
+
+def _with_modules(module: M, **parts: nn.Module) -> M:
+    """Copy a module, with some of its parts replaced and all else shared."""
+    other = copy.copy(module)
+    other._modules = {**module._modules, **parts}
+    return other
+
+
+def transfer_rhythm(voice: Synthesizer, encoding: Encoding, speaker: str | int, z: Latent | None = None) -> Speech:
+    """Speak a recording's transcript as another speaker, with its durations and the model's own attention.
+
+    Args:
+        voice: with the speaker.
+        encoding: of the recording.
+        speaker: who speaks.
+        z: latent or source; None draws it.
+    """
+    return voice.render(encoding.utterance.text, speaker, z=z, durations=encoding.durations)
+
+
+def transfer_alignment(voice: Synthesizer, encoding: Encoding, speaker: str | int, z: Latent | None = None) -> Speech:
+    """Speak a recording's transcript as another speaker, with its attention itself, in every step of flow."""
+    return voice.render(encoding.utterance.text, speaker, z=z, attention=encoding.attention)
+
+
+def component_shares(encodings: Sequence[Encoding]) -> dict[str, Tensor]:
+    """Mean probability (K,) of each mixture component, by the recordings' own speakers.
+
+    Raises:
+        InputError: the model's prior is no mixture.
+    """
+    by_speaker: dict[str, list[Tensor]] = {}
+    for encoding in encodings:
+        if encoding.mixture is None:
+            raise InputError("this model's prior is no mixture; train one, for example with configs/mixture.json.")
+        by_speaker.setdefault(encoding.utterance.speaker, []).append(encoding.mixture.prob[0])
+    return {speaker: torch.stack(rows).mean(0) for speaker, rows in sorted(by_speaker.items())}
+
+
+def translate(mixture: Mixture, component: int, dimension: int, deviations: float) -> Mixture:
+    """Move the mean of one dimension of one component by a number of its standard deviations."""
+    mean = mixture.mean.clone()
+    mean[:, dimension, component] += deviations * (0.5 * mixture.log_var[:, dimension, component]).exp()
+    return mixture._replace(mean=mean)
