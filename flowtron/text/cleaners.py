@@ -74,7 +74,7 @@ def flowtron_cleaners(text: str) -> str:
         part = _NUMBER_SIGN.sub("number ", part)
         return expand_acronyms(expand_numbers(expand_times(part)))
 
-    return _outside_braces(clean, collapse_spaces(text))
+    return collapse_spaces(_outside_braces(clean, collapse_spaces(text)))
 
 
 def flowtron_original_cleaners(text: str) -> str:

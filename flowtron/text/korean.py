@@ -111,4 +111,5 @@ def korean_cleaners(text: str) -> str:
     for sign, word in _SIGNS.items():
         text = text.replace(sign, word)
     text = _LATIN.sub(lambda match: _LETTER_NAMES[match.group().lower()], text)
+    text = _INNER_HYPHEN.sub(" ", text)  # again, between what signs and letters have become
     return decompose(_SPACES.sub(" ", text).strip())
