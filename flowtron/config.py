@@ -67,7 +67,7 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """What is read and how it becomes mel and tokens (`data_config`)."""
 
-    training_files: str = "filelists/train.txt"
+    training_files: str = Field("filelists/train.txt", description="filelist, or the .json of a corpus in shards")
     validation_files: str = "filelists/val.txt"
     text_cleaners: list[str] = ["flowtron_cleaners"]
     p_arpabet: float = Field(0.5, ge=0, le=1, description="probability that a word is spoken from the dictionary")
@@ -86,9 +86,9 @@ class DataConfig(Section):
     keep_ambiguous: bool = False
     resample: bool = Field(False, description="convert recordings of another sample rate")
     trim_db: float | None = Field(None, gt=0, description="trim silence this far below the peak; off when null")
-    feature_cache_path: str = Field("", description="folder of cached mels; empty computes them every time")
+    feature_cache_path: str = Field("", description="folder of cached mels and tokens; empty computes them anew")
     frames_per_batch: int = Field(0, ge=0, description="batches by total frames; 0 uses batch_size utterances")
-    n_workers: int = Field(0, ge=0)
+    n_workers: int = Field(0, ge=0, description="processes that prepare batches ahead; 0 prepares them in between")
 
     @model_validator(mode="after")
     def _fits(self) -> "DataConfig":
@@ -130,7 +130,10 @@ class TrainConfig(Section):
     lr_patience: int = Field(5, ge=1, description="validations without improvement before a plateau step")
     early_stop_patience: int = Field(0, ge=0, description="validations without improvement before stopping; 0 never")
     grad_clip_val: float = Field(1.0, ge=0)
-    accumulate: int = Field(1, ge=1, description="batches whose gradients make one step")
+    accumulate: int = Field(1, ge=1, description="batches of each process whose gradients make one step")
+    global_batches: int = Field(
+        0, ge=0, description="batches of a step over all processes, however many; 0: accumulate for each process"
+    )
     ema_decay: float = Field(0.0, ge=0, lt=1, description="moving average of weights, used for inference; 0 is off")
     sigma: float = Field(1.0, gt=0, description="standard deviation of z in the loss")
     iters_per_checkpoint: int = Field(1000, ge=1)
@@ -143,22 +146,28 @@ class TrainConfig(Section):
     ignore_layers: list[str] = []
     finetune_layers: list[str] = Field([], description="globs of the only weights to train; empty trains all")
     with_tensorboard: bool = True
-    fp16_run: bool = Field(False, description="mixed precision: float16 on a GPU that lacks bfloat16, else bfloat16")
+    precision: Literal["", "float32", "bfloat16", "float16"] = Field(
+        "", description="of products; empty: float32, or with fp16_run what the GPU has, bfloat16 before float16"
+    )
+    fp16_run: bool = Field(False, description="the original's key: mixed precision on a GPU; `precision` goes first")
     gate_loss: bool = True
     gate_positive_weight: float = Field(1.0, gt=0)
     use_ctc_loss: bool = True
     ctc_loss_weight: float = Field(0.01, ge=0)
     blank_logprob: float = -8.0
     ctc_loss_start_iter: int = Field(0, ge=0)
-    attn_prior_full_iters: int = Field(0, ge=0, description="iterations with the whole beta-binomial prior; 0: always")
-    attn_prior_fade_iters: int = Field(0, ge=0, description="iterations over which the prior then fades out")
+    attn_prior_full_iters: int = Field(
+        20000, ge=0, description="iterations with the whole beta-binomial prior and CTC loss; 0: always"
+    )
+    attn_prior_fade_iters: int = Field(20000, ge=0, description="iterations over which both then fade out")
     flow_start_iters: list[int] = Field([], description="iteration at which each step of flow joins; empty: at once")
     aligner_iters: int = Field(0, ge=0, description="iterations of the aligner alone before the flows start")
-    aligner_batch_size: int = Field(32, ge=1)
+    aligner_batch_size: int = Field(32, ge=1, description="not used; accepted in old files")
     path_width: float = Field(3.0, gt=0, description="softness, in frames, of the prior around the aligner's path")
     input_noise: float = Field(0.0, ge=0, description="standard deviation of noise on the teacher-forced frames")
     input_dropout: float = Field(0.0, ge=0, lt=1, description="share of teacher-forced frames replaced by zero")
     n_threads: int = Field(0, ge=0, description="CPU threads; 0 leaves torch's choice")
+    eval_wer: bool = Field(True, description="transcribe eval_sentences at validation, when the extra eval is there")
     eval_sentences: list[str] = [
         "The quick brown fox jumps over the lazy dog.",
         "It is well known that deep generative models have a rich latent space.",
@@ -183,6 +192,17 @@ class Config(Section):
     def audio_settings(self) -> AudioSettings:
         """Return the mel settings that the model is trained on."""
         return self.data.audio_settings(self.model.n_mel_channels)
+
+    @property
+    def settled_iteration(self) -> int:
+        """Iteration from which on the loss stays the same function: the last stage has begun, all help is gone."""
+        train = self.train
+        starts = [train.aligner_iters, *train.flow_start_iters[: self.model.n_flows]]
+        if not self.model.aligner_dim and train.use_ctc_loss:
+            starts.append(train.ctc_loss_start_iter)
+        if not self.model.aligner_dim and train.attn_prior_full_iters:
+            starts.append(train.attn_prior_full_iters + train.attn_prior_fade_iters)
+        return max(starts)
 
     def to_json(self) -> dict[str, Any]:
         """Return the config as JSON values, with the sections' names of the file."""

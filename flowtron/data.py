@@ -6,20 +6,22 @@ Letters: B batch, T_mel frames, T_text tokens, D mel channels.
 import codecs
 import difflib
 import hashlib
+import io
 import os
 import random
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
 import torch
-from scipy.special import betaln, gammaln
+from scipy.special import gammaln
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -109,11 +111,13 @@ class SpeakerTable:
         return self._index[name]
 
 
-@lru_cache(maxsize=4096)
 def beta_binomial_prior(n_tokens: int, n_frames: int, scaling_factor: float = 1.0) -> Tensor:
     """Beta-binomial prior (T_mel, T_text) of a near-diagonal alignment, rows summing to 1.
 
-    Row i of T_mel is BetaBinomial(T_text − 1, s·i, s·(T_mel + 1 − i)), i from 1. Source: Shih et al. 2021 (RAD-TTS).
+    Row i of T_mel is BetaBinomial(n = T_text − 1, a_i = s·i, b_i = s·(T_mel + 1 − i)), i from 1:
+    ln p_i(k) = ln C(n, k) + Σ_{j<k} ln(a_i + j) + Σ_{j<n−k} ln(b_i + j) − Σ_{j<n} ln(a_i + b_i + j).
+    Since b_i = a_{T_mel + 1 − i}, the second sum is the first one turned around, and one table of logarithms does.
+    Source: Shih et al. 2021 (RAD-TTS).
 
     Args:
         n_tokens, n_frames: T_text and T_mel.
@@ -121,10 +125,13 @@ def beta_binomial_prior(n_tokens: int, n_frames: int, scaling_factor: float = 1.
     """
     k = np.arange(n_tokens)
     n = n_tokens - 1
-    frame = np.arange(1, n_frames + 1)[:, None]
-    a, b = scaling_factor * frame, scaling_factor * (n_frames + 1 - frame)
+    table = np.zeros((n_frames, n_tokens))
+    np.cumsum(np.log(scaling_factor * np.arange(1, n_frames + 1)[:, None] + k[:-1]), 1, out=table[:, 1:])
     log_choose = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
-    return torch.from_numpy(np.exp(log_choose + betaln(k + a, n - k + b) - betaln(a, b)).astype(np.float32))
+    constant = np.log(scaling_factor * (n_frames + 1) + k[:-1]).sum()
+    table = table + table[::-1, ::-1]
+    table += log_choose - constant
+    return torch.from_numpy(np.exp(table, out=table).astype(np.float32))
 
 
 class Item(NamedTuple):
@@ -136,11 +143,87 @@ class Item(NamedTuple):
     path: str
 
 
-class Dataset(torch.utils.data.Dataset[Item]):
-    """Utterances as tokens and mels, the mels kept on disk once computed.
+class FeatureCache:
+    """Arrays on disk by what they were computed from, memory-mapped; several processes may share the folder.
 
-    Words are mixed from spelling and pronunciation by a generator of (seed, epoch, index), so that any epoch can be
-    had again.
+    A sound is known by a hash of its content, so that copies and renamed files are computed once; which content a
+    file has is noted beside, by path, size and time of change, so that files need not be read to be recognised.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _path(self, key: str, suffix: str) -> Path:
+        name = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+        return self.folder / name[:2] / f"{name}{suffix}"
+
+    def _write(self, path: Path, content: bytes) -> None:
+        path.parent.mkdir(exist_ok=True)
+        # Renaming is atomic: another process sees all of the file or none.
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+
+    def content_of(self, path: Path) -> str:
+        """Hash of a file's content; an unchanged file is not read again."""
+        status = path.stat()
+        note = self._path(f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}", ".txt")
+        try:
+            return note.read_text()
+        except FileNotFoundError:
+            digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+            self._write(note, digest.encode())
+            return digest
+
+    def get(self, key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        """Return the array of a key, mapped from its file; computed and written where there is none."""
+        path = self._path(key, ".npy")
+        try:
+            return np.load(path, mmap_mode="r")
+        except FileNotFoundError:
+            pass
+        except (ValueError, EOFError):  # left by a disk that was full or lost power
+            path.unlink(missing_ok=True)
+        buffer = io.BytesIO()
+        np.save(buffer, compute())
+        self._write(path, buffer.getvalue())
+        return np.load(path, mmap_mode="r")
+
+
+class Spellings:
+    """Tokens of a text's words, spelled and as phones, from which any epoch's mix is put together.
+
+    As one array for the cache: the number of words W; 2 W numbers of tokens (spelled and phones, word by word); the
+    tokens.
+    """
+
+    def __init__(self, packed: np.ndarray) -> None:
+        n_words = int(packed[0])
+        ends = np.cumsum(packed[1 : 1 + 2 * n_words])
+        self._parts = np.split(np.asarray(packed[1 + 2 * n_words :]), ends[:-1])
+
+    @staticmethod
+    def pack(words: Sequence[tuple[list[int], list[int]]]) -> np.ndarray:
+        """Pack spelled tokens and phones of every word."""
+        parts = [part for word in words for part in word]
+        return np.array([len(words), *map(len, parts), *chain.from_iterable(parts)], dtype=np.int32)
+
+    def mix(self, p_arpabet: float, space: int, generator: random.Random) -> list[int]:
+        """Join words by spaces, each as phones with probability p_arpabet, drawn as `Tokenizer.encode` draws."""
+        tokens: list[int] = []
+        for word in range(len(self._parts) // 2):
+            as_phones = p_arpabet == 1 or (p_arpabet > 0 and generator.random() < p_arpabet)
+            tokens += [space] * (word > 0) + self._parts[2 * word + as_phones].tolist()
+        return tokens
+
+
+class Dataset(torch.utils.data.Dataset[Item]):
+    """Utterances as tokens and mels, kept on disk once computed.
+
+    An item is asked for by (epoch, index), or by index alone for epoch 0: words are mixed from spelling and
+    pronunciation by a generator of (seed, epoch, index), so that any epoch can be had again, by any process.
     """
 
     def __init__(
@@ -155,20 +238,13 @@ class Dataset(torch.utils.data.Dataset[Item]):
         seed: int = 1234,
     ) -> None:
         self.utterances, self.tokenizer, self.settings = list(utterances), tokenizer, settings
-        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.cache = None if cache_dir is None else FeatureCache(cache_dir)
         self.resample, self.trim_db, self.seed = resample, trim_db, seed
         self.speaker_ids = [speakers.index(u.speaker) for u in self.utterances]
-        self.epoch = 0
         self._lengths: list[int] | None = None
-        if self.cache_dir is not None:
-            self.cache_dir.mkdir(parents=True, exist_ok=True)
 
     def __len__(self) -> int:
         return len(self.utterances)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose mix of spelling and pronunciation is given."""
-        self.epoch = epoch
 
     def lengths(self) -> list[int]:
         """Mel frames of every utterance; from the files' headers alone unless sound is trimmed or resampled."""
@@ -191,30 +267,44 @@ class Dataset(torch.utils.data.Dataset[Item]):
         return log_mel(wav, self.settings)
 
     def mel(self, index: int) -> Tensor:
-        """Mel (D, T_mel) of an utterance, from the cache where it is there."""
+        """Mel (D, T_mel) of an utterance, from the cache where it is there; not to be written to."""
         path = self.utterances[index].path
-        if self.cache_dir is None:
+        if self.cache is None:
             return self._compute(path)
-        status = path.stat()
-        key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{self.trim_db}|{self.settings}"
-        cached = self.cache_dir / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.npy"
-        if not cached.exists():
-            mel = self._compute(path)
-            # Renaming is atomic: another process sees all of the file or none.
-            descriptor, temporary = tempfile.mkstemp(dir=self.cache_dir, suffix=".npy")
-            with os.fdopen(descriptor, "wb") as file:
-                np.save(file, mel.numpy())
-            os.replace(temporary, cached)
-            return mel
-        return torch.from_numpy(np.load(cached))
+        key = f"mel|{self.cache.content_of(path)}|{self.trim_db}|{self.settings}"
+        return _mapped(self.cache.get(key, lambda: self._compute(path).numpy()))
 
-    def __getitem__(self, index: int) -> Item:
-        utterance = self.utterances[index]
-        generator = random.Random(f"{self.seed} {self.epoch} {index}")
+    def tokens(self, index: int, epoch: int = 0) -> list[int]:
+        """Tokens (T_text,) of an utterance in an epoch.
+
+        Raises:
+            InputError: nothing is left to say; the sound is named.
+        """
+        utterance, tokenizer = self.utterances[index], self.tokenizer
+        generator = random.Random(f"{self.seed} {epoch} {index}")
         with warnings.catch_warnings():
             warnings.simplefilter("once")
-            tokens = self.tokenizer.encode(utterance.text, generator=generator).tokens
-        return Item(torch.tensor(tokens), self.mel(index), self.speaker_ids[index], str(utterance.path))
+            try:
+                if self.cache is not None:
+                    key = f"tokens|{utterance.text}|{tokenizer.symbols}|{tokenizer.cleaners}|{tokenizer.keep_ambiguous}"
+                    packed = self.cache.get(key, lambda: Spellings.pack(tokenizer.spellings(utterance.text)))
+                    if packed[0]:
+                        return Spellings(packed).mix(tokenizer.p_arpabet, tokenizer.space, generator)
+                return tokenizer.encode(utterance.text, generator=generator).tokens
+            except InputError as error:
+                raise InputError(f"{utterance.path}: {error}") from None
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Item:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        tokens = torch.tensor(self.tokens(index, epoch))
+        return Item(tokens, self.mel(index), self.speaker_ids[index], str(self.utterances[index].path))
+
+
+def _mapped(array: np.ndarray) -> Tensor:
+    """Tensor over a read-only array; it is copied when a batch is put together, and never written to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
 
 
 @dataclass(frozen=True)
@@ -222,7 +312,8 @@ class Batch:
     """Padded utterances.
 
     tokens (B, T_text) and mel (B, D, T_mel), 0 at padding; token_lengths, mel_lengths, speaker_id (B,);
-    attention_prior (B, T_mel, T_text) or None; paths of the B sounds.
+    attention_prior (B, T_mel, T_text) or None; paths of the B sounds. n_frames and n_tokens are the lengths as plain
+    numbers, for which nobody has to wait for a GPU.
     """
 
     tokens: Tensor
@@ -232,9 +323,16 @@ class Batch:
     speaker_id: Tensor
     attention_prior: Tensor | None
     paths: list[str]
+    n_frames: list[int] = field(default_factory=list)
+    n_tokens: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.n_frames:
+            object.__setattr__(self, "n_frames", self.mel_lengths.tolist())
+            object.__setattr__(self, "n_tokens", self.token_lengths.tolist())
 
     def _map(self, function: Any) -> "Batch":
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
         return replace(self, **{k: function(v) for k, v in values.items() if isinstance(v, Tensor)})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
@@ -273,11 +371,14 @@ def collate_batch(
     return Batch(tokens, token_lengths, mel, mel_lengths, speaker_id, prior, [item.path for item in items])
 
 
-class LengthBucketBatchSampler(Sampler[list[int]]):
-    """Batches of utterances of similar length, shuffled anew each epoch, every utterance once.
+class LengthBucketBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of utterances of similar length, shuffled anew each epoch, for as long as the training goes on.
 
-    All processes take part in every global batch with an equal number of utterances each, so the last few utterances
-    of an epoch may be left out when there are several processes.
+    The utterances of one optimizer step are a group, which is dealt out to `n_batches` batches: one after the other,
+    or on as many processes, with the same result. An epoch has every utterance once, but for the last few when they do
+    not make a batch each.
+
+    Batches are lists of (epoch, index), so that loader workers need not be told of a new epoch.
     """
 
     def __init__(
@@ -288,89 +389,129 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
         seed: int = 1234,
         rank: int = 0,
         world_size: int = 1,
+        n_batches: int | None = None,
+        n_epochs: int | None = None,
     ) -> None:
         """Configure the batches.
 
         Args:
             lengths: frames of every utterance.
-            batch_size: utterances a batch and process.
-            frames_per_batch: instead of batch_size, an upper bound of B · T_mel a process.
+            batch_size: utterances a batch.
+            frames_per_batch: instead of batch_size, an upper bound of B · T_mel.
             seed: of the shuffling.
             rank, world_size: this process and how many there are.
+            n_batches: batches of an optimizer step over all processes; one each when None.
+            n_epochs: where to end; None never does.
+
+        Raises:
+            InputError: the processes cannot share the batches of a step evenly, or there are too few utterances.
         """
         if (batch_size is None) == (frames_per_batch is None):
             raise ValueError("give either batch_size or frames_per_batch")
         self.lengths, self.batch_size, self.frames_per_batch = list(lengths), batch_size, frames_per_batch
-        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.seed, self.rank, self.world_size, self.n_epochs = seed, rank, world_size, n_epochs
+        self.n_batches = n_batches or world_size
+        if self.n_batches % world_size:
+            raise InputError(
+                f"train_config.global_batches is {self.n_batches}, which {world_size} processes cannot share evenly; "
+                f"make it a multiple of {world_size}."
+            )
+        if len(self.lengths) < self.n_batches:
+            raise InputError(
+                f"{len(self.lengths)} utterances are too few for steps of {self.n_batches} batches; "
+                "lower train_config.global_batches or accumulate, or use fewer processes."
+            )
         self.epoch = self.position = 0
-        self._plan: tuple[int, list[list[int]]] | None = None
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch; the current one keeps its position."""
-        if epoch != self.epoch:
-            self.epoch, self.position = epoch, 0
+        self._plans: dict[int, list[list[int]]] = {}
 
     def advance(self) -> None:
-        """Note that the training has taken a batch; loader workers run ahead, so only it can know."""
+        """Note that the training has taken a step; loader workers run ahead, so only it can know."""
         self.position += 1
+        if self.position == len(self.plan(self.epoch)):
+            self.epoch, self.position = self.epoch + 1, 0
 
-    def _cut(self, ordered: list[int]) -> list[list[int]]:
-        """Cut a run of utterances, shortest first, into global batches."""
-        batches: list[list[int]] = []
-        current: list[int] = []
-        for index in ordered:
-            size = len(current) // self.world_size + 1
-            full = (
-                len(current) == self.batch_size * self.world_size
-                if self.batch_size is not None
-                else size * self.lengths[index] > (self.frames_per_batch or 0) and len(current) % self.world_size == 0
-            )
-            if current and full:
-                batches.append(current)
-                current = []
-            current.append(index)
-        return [*batches, current] if current else batches
+    def _is_full(self, group: list[int], length: int) -> bool:
+        """Whether an utterance of this length no longer fits a group of shorter ones."""
+        if self.batch_size is not None:
+            return len(group) == self.batch_size * self.n_batches
+        size = -(-(len(group) + 1) // self.n_batches)
+        return len(group) >= self.n_batches and size * length > (self.frames_per_batch or 0)
 
-    def plan(self) -> list[list[int]]:
-        """Global batches of the current epoch, in order."""
-        if self._plan is None or self._plan[0] != self.epoch:
-            generator = random.Random(f"{self.seed} {self.epoch}")
+    def plan(self, epoch: int) -> list[list[int]]:
+        """Groups of an epoch, in order."""
+        if epoch not in self._plans:
+            generator = random.Random(f"{self.seed} {epoch}")
             order = list(range(len(self.lengths)))
             generator.shuffle(order)
             mean = sum(self.lengths) / len(self.lengths)
             size = self.batch_size or max(1, int((self.frames_per_batch or 0) / mean))
-            chunk = size * self.world_size * BUCKET_BATCHES
-            batches = []
+            chunk = size * self.n_batches * BUCKET_BATCHES
+            groups: list[list[int]] = []
+            left: list[int] = []
             for start in range(0, len(order), chunk):
-                batches += self._cut(sorted(order[start : start + chunk], key=lambda i: (self.lengths[i], i)))
-            whole = [batch[: len(batch) // self.world_size * self.world_size] for batch in batches]
-            whole = [batch for batch in whole if batch]
-            generator.shuffle(whole)
-            self._plan = (self.epoch, whole)
-        return self._plan[1]
+                group: list[int] = []
+                for index in sorted(left + order[start : start + chunk], key=lambda i: (self.lengths[i], i)):
+                    if self._is_full(group, self.lengths[index]):
+                        groups.append(group)
+                        group = []
+                    group.append(index)
+                left = group if len(group) < self.n_batches else []
+                groups += [] if left else [group]
+            generator.shuffle(groups)
+            # The training and the loader ahead of it are in at most two epochs.
+            self._plans = {e: plan for e, plan in self._plans.items() if abs(e - epoch) == 1} | {epoch: groups}
+        return self._plans[epoch]
 
     def __len__(self) -> int:
-        return len(self.plan())
+        return len(self.plan(self.epoch)) * self.n_batches // self.world_size
 
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in self.plan()[self.position :]:
-            yield batch[self.rank :: self.world_size]
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, position = self.epoch, self.position
+        while self.n_epochs is None or epoch < self.n_epochs:
+            for group in self.plan(epoch)[position:]:
+                for number in range(self.rank, self.n_batches, self.world_size):
+                    yield [(epoch, index) for index in group[number :: self.n_batches]]
+            epoch, position = epoch + 1, 0
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the epoch and the number of its batches already used."""
-        return {"epoch": self.epoch, "position": self.position}
+    def _fingerprint(self) -> list[int]:
+        sizes = [self.batch_size or 0, self.frames_per_batch or 0, self.n_batches, self.seed]
+        return [*sizes, len(self.lengths), sum(self.lengths)]
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to where `state_dict` was."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the epoch, the number of its steps already taken, and what the plan depends on."""
+        return {"epoch": self.epoch, "position": self.position, "plan": self._fingerprint()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to where `state_dict` was; to the start of the next epoch when data or batches have changed since."""
         self.epoch, self.position = state["epoch"], state["position"]
+        if state["plan"] != self._fingerprint():
+            self.epoch, self.position = self.epoch + 1, 0
 
 
-def make_loader(dataset: Dataset, sampler: LengthBucketBatchSampler, n_workers: int = 0) -> DataLoader[Item]:
-    """Loader of batches; workers start anew each epoch, and so learn its number."""
+def make_loader(
+    dataset: torch.utils.data.Dataset[Item],
+    sampler: LengthBucketBatchSampler,
+    n_workers: int = 0,
+    attention_prior: bool = False,
+    scaling_factor: float = 1.0,
+    threshold: float = 0.0,
+) -> DataLoader[Item]:
+    """Loader of the sampler's batches; its workers live as long as it does and work ahead of the training.
+
+    Args:
+        dataset, sampler: what and in which order.
+        n_workers: processes that compute; 0 computes when asked.
+        attention_prior, scaling_factor, threshold: see `collate_batch`.
+    """
     return DataLoader(
         dataset,
         batch_sampler=sampler,
         num_workers=n_workers,
-        collate_fn=collate_batch,
+        collate_fn=partial(
+            collate_batch, attention_prior=attention_prior, scaling_factor=scaling_factor, threshold=threshold
+        ),
         pin_memory=torch.cuda.is_available(),
+        prefetch_factor=4 if n_workers else None,
+        # Without its own generator a new iterator would move the training's random numbers.
+        generator=torch.Generator(),
     )

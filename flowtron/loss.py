@@ -4,6 +4,7 @@ Letters: B batch, T_mel frames, T_text tokens, D mel channels, K mixture compone
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -59,7 +60,11 @@ def gate_loss(gate_logits: Tensor, mel_lengths: Tensor, positive_weight: float =
 
 
 def forward_sum_loss(
-    logprob: Tensor, mel_lengths: Tensor, token_lengths: Tensor, blank_logprob: float = -8.0
+    logprob: Tensor,
+    mel_lengths: Tensor,
+    token_lengths: Tensor,
+    blank_logprob: float = -8.0,
+    lengths: tuple[Sequence[int], Sequence[int]] | None = None,
 ) -> Tensor:
     """CTC loss of an alignment: the likelihood of all monotonic paths that visit every token in turn.
 
@@ -71,6 +76,7 @@ def forward_sum_loss(
         logprob: (B, T_mel, T_text) log weights, normalised or not.
         mel_lengths, token_lengths: (B,).
         blank_logprob: log weight of the blank.
+        lengths: mel_lengths and token_lengths as plain numbers, where they are known: no GPU need be waited for.
     """
     T_text = logprob.shape[2]
     mask = length_mask(token_lengths, T_text)[:, None]
@@ -79,15 +85,19 @@ def forward_sum_loss(
     each = F.ctc_loss(
         columns.log_softmax(2).transpose(0, 1),
         targets,
-        mel_lengths,
-        token_lengths,
+        *((mel_lengths, token_lengths) if lengths is None else map(tuple, lengths)),
         reduction="none",
         zero_infinity=True,
     )
     return (each / token_lengths).mean()
 
 
-def attention_ctc_loss(steps: list[FlowAux], token_lengths: Tensor, blank_logprob: float = -8.0) -> Tensor:
-    """Mean of `forward_sum_loss` over the steps of flow."""
-    each = [forward_sum_loss(s.attention_logprob, s.lengths, token_lengths, blank_logprob) for s in steps]
+def attention_ctc_loss(
+    steps: list[FlowAux],
+    token_lengths: Tensor,
+    blank_logprob: float = -8.0,
+    lengths: tuple[Sequence[int], Sequence[int]] | None = None,
+) -> Tensor:
+    """Mean of `forward_sum_loss` over the steps of flow; arguments as there."""
+    each = [forward_sum_loss(s.attention_logprob, s.lengths, token_lengths, blank_logprob, lengths) for s in steps]
     return torch.stack(each).mean()

@@ -12,9 +12,10 @@ from torch.utils.tensorboard import SummaryWriter
 from flowtron.alignment import AlignmentReport, alignment_report
 from flowtron.config import Config
 from flowtron.data import Batch, Dataset, SpeakerTable, collate_batch
+from flowtron.errors import InputError
 from flowtron.inference import SamplingOptions, Synthesized, Utterance, synthesize_mels
 from flowtron.loss import nats_per_dim
-from flowtron.model import Flowtron
+from flowtron.model import Flowtron, FlowtronOutput
 from flowtron.objective import Losses, Objective
 from flowtron.plots import attention_figure, gate_figure, mel_figure
 from flowtron.text import Tokenizer
@@ -22,20 +23,30 @@ from flowtron.vocoder import load_vocoder
 
 LOG_EVERY = 10
 PLAIN_LINE_EVERY = 100
-# Below this share of aligned sentences, after the flows have had this many iterations, something is wrong.
+# Below this share of aligned sentences, this long after the last stage began, something is wrong.
 ALIGNED_SHARE = 0.5
-PATIENCE_ITERS = 5000
+PATIENCE_ITERS = 2000
 
 
 class Monitor:
     """TensorBoard writer and terminal line; a context manager that closes both."""
 
-    def __init__(self, folder: Path, enabled: bool) -> None:
-        self.writer = SummaryWriter(str(folder / "logs")) if enabled else None
-        self.live = sys.stderr.isatty()
+    def __init__(self, config: Config, is_main: bool = True, n_processes: int = 1, iteration: int = 0) -> None:
+        """Open the log.
+
+        Args:
+            config: of the run; its output directory gets the log.
+            is_main: only the first of several processes writes and shows anything.
+            n_processes: how many there are.
+            iteration: where the run goes on; what an interrupted run logged beyond it is dropped.
+        """
+        self.config, self.is_main, self.n_processes = config, is_main, n_processes
+        folder = Path(config.train.output_directory) / "logs"
+        wanted = is_main and config.train.with_tensorboard
+        self.writer = SummaryWriter(str(folder), purge_step=iteration + 1) if wanted else None
+        self.live = is_main and sys.stderr.isatty()
         self._mark = time.monotonic()
-        self._frames = 0
-        self._steps = 0
+        self._frames = self._places = self._steps = 0
 
     def __enter__(self) -> "Monitor":
         return self
@@ -52,35 +63,45 @@ class Monitor:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, iteration)
 
+    def nats(self, nll: float) -> float:
+        """Nats per frame and mel channel of a likelihood as the loss has it, its constant left out."""
+        config = self.config
+        return float(nats_per_dim(torch.tensor(nll), config.train.sigma, config.model.is_mixture))
+
     def step(
-        self, iteration: int, max_iters: int, losses: Losses, norm: float, learning_rate: float, batch: Batch
+        self,
+        iteration: int,
+        max_iters: int,
+        losses: dict[str, Tensor],
+        norm: Tensor,
+        learning_rate: float,
+        batches: list[Batch],
     ) -> None:
         """Note a training step; every few of them, log and show where the training stands."""
-        self._frames += int(batch.mel_lengths.sum())
+        self._frames += sum(sum(batch.n_frames) for batch in batches)
+        self._places += sum(batch.mel.shape[0] * batch.mel.shape[2] for batch in batches)
         self._steps += 1
-        if iteration % LOG_EVERY:
+        if iteration % LOG_EVERY or not self.is_main:
             return
         now = time.monotonic()
-        speed, pace = self._frames / (now - self._mark), self._steps / (now - self._mark)
-        self._mark, self._frames, self._steps = now, 0, 0
-        named = {name: float(value) for name, value in losses.named.items()}
-        padding = 1 - float(batch.mel_lengths.sum()) / (batch.mel.shape[0] * batch.mel.shape[2])
-        scalars = {f"training/{name}": value for name, value in named.items()}
-        scalars |= {
-            "training/gradient_norm": norm,
+        speed, pace = (n / max(1e-9, now - self._mark) for n in (self._frames * self.n_processes, self._steps))
+        padding = 1 - self._frames / self._places
+        self._mark, self._frames, self._places, self._steps = now, 0, 0, 0
+        named = {name: float(value) for name, value in losses.items()}
+        scalars = {f"training/{name}": value for name, value in named.items()} | {
+            "training/gradient_norm": float(norm),
             "training/learning_rate": learning_rate,
             "training/frames_per_second": speed,
             "training/padding_share": padding,
         }
-        if losses.output is not None:
-            nats = nats_per_dim(losses.named["nll"], is_mixture=losses.output.mixture is not None)
-            scalars["training/nats_per_dim"] = float(nats)
+        if "nll" in named:
+            scalars["training/nats_per_dim"] = self.nats(named["nll"])
         self.scalars(scalars, iteration)
         if self.live or iteration % PLAIN_LINE_EVERY == 0:
             left = f", {(max_iters - iteration) / pace / 3600:.2f} h left" if max_iters else ""
             parts = "  ".join(f"{name} {value:.3f}" for name, value in named.items())
-            of = f"/{max_iters}" if max_iters else ""
-            line = f"{iteration}{of}  {parts}  |g| {norm:.2f}  {speed:.0f} frames/s{left}"
+            of = f"/{max_iters} ({iteration / max_iters:.0%})" if max_iters else ""
+            line = f"{iteration}{of}  {parts}  |g| {float(norm):.2f}  {speed:.0f} frames/s{left}"
             print(f"\r\033[K{line}" if self.live else line, end="" if self.live else "\n", file=sys.stderr, flush=True)
 
 
@@ -102,7 +123,7 @@ def validation_losses(
     for batch in _validation_batches(dataset, batch_size):
         batch = batch.to(device)
         losses: Losses = objective(batch, iteration)
-        n = int(batch.mel_lengths.sum())
+        n = sum(batch.n_frames)
         for name, value in {**losses.named, "total": losses.total}.items():
             totals[name] = totals.get(name, 0.0) + float(value) * n
         frames += n
@@ -133,24 +154,62 @@ def alignment_scalars(reports: list[AlignmentReport], prefix: str) -> dict[str, 
     }
 
 
-def _draw_batch(monitor: Monitor, batch: Batch, losses: Losses, iteration: int) -> list[AlignmentReport]:
-    output, writer = losses.output, monitor.writer
-    if output is None:
-        return []
+def alignment_warning(metrics: dict[str, float], iteration: int, config: Config) -> str | None:
+    """What to try when attention does not align long after the last stage began, or None when all is well."""
+    train, model = config.train, config.model
+    if iteration < max([train.aligner_iters, *train.flow_start_iters]) + PATIENCE_ITERS:
+        return None
+    shares = {kind: metrics.get(f"{kind}/aligned_share", 1.0) for kind in ("teacher_forced", "free_running")}
+    if min(shares.values()) >= ALIGNED_SHARE:
+        return None
+    remedies = []
+    if not model.aligner_dim:
+        remedies.append("an aligner (model_config.aligner_dim=96, train_config.aligner_iters=800)")
+        if config.data.use_attn_prior and train.attn_prior_full_iters:
+            remedies.append("a longer prior (train_config.attn_prior_full_iters)")
+        elif not config.data.use_attn_prior:
+            remedies.append("the prior (data_config.use_attn_prior=true)")
+        if not train.use_ctc_loss:
+            remedies.append("the CTC loss (train_config.use_ctc_loss=true)")
+    if model.n_flows > 1 and not train.flow_start_iters:
+        remedies.append("one step of flow after the other (train_config.flow_start_iters)")
+    if shares["teacher_forced"] >= ALIGNED_SHARE or not remedies:
+        remedies.append("noise on the frames that the model sees (train_config.input_noise=0.1 or input_dropout=0.1)")
+    remedies.append("sound trimmed of silence (data_config.trim_db=40)")
+    return (
+        f"iteration {iteration}: attention is not aligning, {shares['teacher_forced']:.0%} of the sentences do "
+        f"teacher-forced and {shares['free_running']:.0%} free-running; try {', or '.join(remedies)}."
+    )
+
+
+def _draw_batch(monitor: Monitor, batch: Batch, output: FlowtronOutput, iteration: int) -> list[AlignmentReport]:
     reports = [
         alignment_report(step.attention[b, :T, :N].float())
         for step in output.steps
-        for b, (T, N) in enumerate(zip(batch.mel_lengths.tolist(), batch.token_lengths.tolist()))
+        for b, (T, N) in enumerate(zip(batch.n_frames, batch.n_tokens))
     ]
-    if writer is not None:
-        T, N = int(batch.mel_lengths[0]), int(batch.token_lengths[0])
+    if (writer := monitor.writer) is not None:
+        T, N = batch.n_frames[0], batch.n_tokens[0]
         titles = [f"step {k}, teacher-forced" for k in range(len(output.steps))]
         figure = attention_figure([step.attention[0, :T, :N] for step in output.steps], titles)
         writer.add_figure("validation/attention", figure, iteration)
-        writer.add_figure("validation/mel_and_z", mel_figure([batch.mel[0, :, :T], output.z[0, :, :T]], ["mel", "z"]))
+        writer.add_figure("validation/z", mel_figure([output.z[0, :, :T]], ["z"]), iteration)
         if output.gate_logits is not None:
             writer.add_figure("validation/gate", gate_figure(output.gate_logits[0, :T]), iteration)
     return reports
+
+
+def word_error_rate(spoken: list[tuple[str, int, Synthesized]], sample_rate: int) -> float | None:
+    """Word error rate in percent of what a recogniser hears through Griffin-Lim; None without the extra `eval`."""
+    try:
+        from flowtron.evaluate import listen, packaged_whisper
+
+        packaged_whisper()
+    except InputError:
+        return None
+    vocoder = load_vocoder("griffin_lim")
+    heard = [listen(text, vocoder(s.mel[None].float().cpu())[0].numpy(), sample_rate) for text, _, s in spoken]
+    return 100 * sum(h.word_errors for h in heard) / max(1, sum(h.words for h in heard))
 
 
 @torch.no_grad()
@@ -170,26 +229,35 @@ def evaluate(
     was_training = voice.training
     voice.eval()
     device = next(voice.parameters()).device
-    objective = Objective(voice, config.train, config.data.betab_scaling_factor, config.data.use_attn_prior).eval()
-    metrics, (batch, losses) = validation_losses(objective, dataset, iteration, config.train.batch_size, device)
-    teacher_forced = _draw_batch(monitor, batch, losses, iteration)
-    if teacher_forced:
-        metrics |= alignment_scalars(teacher_forced, "teacher_forced")
-    if iteration >= max([config.train.aligner_iters, *config.train.flow_start_iters]):
-        spoken = speak_sentences(voice, tokenizer, config.train.eval_sentences, len(speakers))
+    data, train = config.data, config.train
+    objective = Objective(voice, train, data.betab_scaling_factor, data.use_attn_prior, data.attn_prior_threshold)
+    metrics, (batch, losses) = validation_losses(objective.eval(), dataset, iteration, train.batch_size, device)
+    if losses.output is not None:
+        metrics["validation/nats_per_dim"] = monitor.nats(metrics["validation/nll"])
+        metrics |= alignment_scalars(_draw_batch(monitor, batch, losses.output, iteration), "teacher_forced")
+    if train.eval_sentences and iteration >= max([train.aligner_iters, *train.flow_start_iters]):
+        spoken = speak_sentences(voice, tokenizer, train.eval_sentences, len(speakers))
         metrics |= alignment_scalars([s.alignment for _, _, s in spoken], "free_running")
+        if train.eval_wer and (errors := word_error_rate(spoken, data.sampling_rate)) is not None:
+            metrics["free_running/word_error_rate"] = errors
         _log_speech(monitor, spoken, speakers, config, iteration)
-        if metrics["free_running/aligned_share"] < ALIGNED_SHARE and iteration > PATIENCE_ITERS:
-            warnings.warn(
-                f"iteration {iteration}: only {metrics['free_running/aligned_share']:.0%} of the evaluation sentences "
-                "align when free-running; try an aligner (model_config.aligner_dim), a longer prior "
-                "(train_config.attn_prior_full_iters), or train_config.input_dropout.",
-                stacklevel=2,
-            )
+        _log_prediction(monitor, voice, batch, iteration)
     monitor.scalars(metrics, iteration)
-    print("  ".join(f"{name} {value:.3f}" for name, value in metrics.items()), file=sys.stderr, flush=True)
+    print("\n" * monitor.live + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()), file=sys.stderr)
+    if (warning := alignment_warning(metrics, iteration, config)) is not None:
+        warnings.warn(warning, stacklevel=2)
     voice.train(was_training)
     return metrics
+
+
+def _log_prediction(monitor: Monitor, voice: Flowtron, batch: Batch, iteration: int) -> None:
+    """Draw a validation utterance beside what the model makes of its text."""
+    if monitor.writer is None:
+        return
+    tokens = batch.tokens[0, : batch.n_tokens[0]].tolist()
+    (result,) = synthesize_mels(voice, [Utterance(tokens, int(batch.speaker_id[0]), seed=0)], SamplingOptions())
+    mels = [batch.mel[0, :, : batch.n_frames[0]], result.mel]
+    monitor.writer.add_figure("validation/mel", mel_figure(mels, ["recorded", "synthesized"]), iteration)
 
 
 def _log_speech(

@@ -14,6 +14,7 @@ from flowtron.data import Batch, beta_binomial_prior
 from flowtron.loss import attention_ctc_loss, forward_sum_loss, gate_loss, nll_loss
 from flowtron.model import Flowtron, FlowtronOutput
 from flowtron.model.aligner import monotonic_durations, path_prior
+from flowtron.model.flow import FlowAux
 
 
 def beta_binomial_priors(
@@ -27,11 +28,19 @@ def beta_binomial_priors(
 
 
 class Losses(NamedTuple):
-    """total: what is minimised. named: each part by the log's key. output: of the flows, or None before they start."""
+    """total: what is minimised. named: each part by the log's key. output: of the flows, or None before they start.
+
+    Only `total` carries gradients.
+    """
 
     total: Tensor
     named: dict[str, Tensor]
     output: FlowtronOutput | None
+
+
+def counts(batch: Batch) -> list[int]:
+    """What the losses are means over: frames, utterances and tokens of a batch."""
+    return [sum(batch.n_frames), len(batch.n_frames), sum(batch.n_tokens)]
 
 
 class Objective(nn.Module):
@@ -39,35 +48,45 @@ class Objective(nn.Module):
 
     Stages, by iteration: the aligner alone (`aligner_iters`), then the steps of flow, each from its
     `flow_start_iters`. With an aligner the flows attend under the prior around its path; without, under the
-    beta-binomial prior, which fades out after `attn_prior_full_iters`.
+    beta-binomial prior and with the CTC loss, which fade out together after `attn_prior_full_iters`.
     """
 
     def __init__(
-        self, model: Flowtron, config: TrainConfig, scaling_factor: float = 1.0, use_prior: bool = True
+        self,
+        model: Flowtron,
+        config: TrainConfig,
+        scaling_factor: float = 1.0,
+        use_prior: bool = True,
+        threshold: float = 0.0,
     ) -> None:
         super().__init__()
         self.model, self.config = model, config
-        self.scaling_factor, self.use_prior = scaling_factor, use_prior
+        self.scaling_factor, self.use_prior, self.threshold = scaling_factor, use_prior, threshold
 
     def n_active(self, iteration: int) -> int:
         """Steps of flow that take part in an iteration."""
         starts = self.config.flow_start_iters
         return max(1, sum(1 for k in range(len(self.model.flows)) if k >= len(starts) or iteration >= starts[k]))
 
-    def prior_weight(self, iteration: int) -> float:
-        """Exponent of the beta-binomial prior: 1, then falling to 0 where a fade is configured."""
+    def guidance(self, iteration: int) -> float:
+        """Share of the help with the alignment that remains: 1, then falling to 0 where a fade is configured."""
         config = self.config
-        if not self.use_prior:
-            return 0.0
         if not config.attn_prior_full_iters:
             return 1.0
         past = iteration - config.attn_prior_full_iters
         return float(min(1.0, max(0.0, 1 - past / max(1, config.attn_prior_fade_iters))))
 
+    def ctc_weight(self, iteration: int) -> float:
+        """Weight of the CTC loss of attention."""
+        if iteration < self.config.ctc_loss_start_iter:
+            return 0.0
+        return self.config.ctc_loss_weight * self.guidance(iteration)
+
     def _beta_binomial(self, batch: Batch) -> Tensor:
-        return beta_binomial_priors(
-            batch.mel_lengths.tolist(), batch.token_lengths.tolist(), self.scaling_factor, batch.mel.device
-        )
+        if batch.attention_prior is not None:
+            return batch.attention_prior
+        priors = beta_binomial_priors(batch.n_frames, batch.n_tokens, self.scaling_factor, batch.mel.device)
+        return priors.masked_fill(priors < self.threshold, 0.0)
 
     def align(self, batch: Batch) -> Tensor:
         """Log probabilities (B, T_mel, T_text) of the aligner under the beta-binomial prior."""
@@ -95,11 +114,21 @@ class Objective(nn.Module):
             frames = frames * kept[..., None]
         return frames
 
-    def forward(self, batch: Batch, iteration: int) -> Losses:
-        """Compute the losses of a batch at an iteration."""
+    def forward(self, batch: Batch, iteration: int, shares: Tensor | None = None) -> Losses:
+        """Compute the losses of a batch at an iteration.
+
+        Args:
+            batch: the utterances.
+            iteration: decides on the stage.
+            shares: (3,) weights of the means over frames, utterances and tokens, by which the batches of one
+                optimizer step add up to the means over all of them; 1 when None.
+        """
         config, model = self.config, self.model
+        lengths = batch.n_frames, batch.n_tokens
+        by_frame, by_item, by_token = (1.0, 1.0, 1.0) if shares is None else shares.unbind()
         if model.aligner is not None and iteration < config.aligner_iters:
-            loss = forward_sum_loss(self.align(batch), batch.mel_lengths, batch.token_lengths, blank_logprob=-1.0)
+            log_prob = self.align(batch)
+            loss = by_item * forward_sum_loss(log_prob, batch.mel_lengths, batch.token_lengths, -1.0, lengths)
             return Losses(loss, {"aligner": loss.detach()}, None)
         named: dict[str, Tensor] = {}
         total = batch.mel.new_zeros(())
@@ -107,12 +136,13 @@ class Objective(nn.Module):
         if model.aligner is not None and model.duration_predictor is not None:
             durations = self.durations(batch)
             prior = path_prior(durations, batch.mel.shape[2], config.path_width)
-            named["duration"] = model.duration_predictor.loss(
+            named["duration"] = by_token * model.duration_predictor.loss(
                 batch.tokens, batch.token_lengths, batch.speaker_id, durations
             )
             total = total + named["duration"]
-        elif (weight := self.prior_weight(iteration)) > 0:
-            prior = self._beta_binomial(batch) ** weight
+        elif self.use_prior and (weight := self.guidance(iteration)) > 0:
+            prior = self._beta_binomial(batch)
+            prior = prior if weight == 1 else prior**weight
         output = model(
             batch.mel,
             batch.mel_lengths,
@@ -123,13 +153,27 @@ class Objective(nn.Module):
             n_active=self.n_active(iteration),
             corrupt=self._corrupt if self.training and (config.input_noise or config.input_dropout) else None,
         )
-        named["nll"] = nll_loss(output, config.sigma)
+        named["nll"] = by_frame * nll_loss(output, config.sigma)
         total = total + named["nll"]
         if config.gate_loss and output.gate_logits is not None:
-            named["gate"] = gate_loss(output.gate_logits, output.mel_lengths, config.gate_positive_weight)
+            gate = gate_loss(output.gate_logits, output.mel_lengths, config.gate_positive_weight)
+            named["gate"] = by_frame * gate
             total = total + named["gate"]
         if config.use_ctc_loss and model.aligner is None:
-            named["ctc"] = attention_ctc_loss(output.steps, batch.token_lengths, config.blank_logprob)
-            if iteration >= config.ctc_loss_start_iter:
-                total = total + config.ctc_loss_weight * named["ctc"]
-        return Losses(total, {key: value.detach() for key, value in named.items()}, output)
+            ctc = attention_ctc_loss(output.steps, batch.token_lengths, config.blank_logprob, lengths)
+            named["ctc"] = by_item * ctc
+            if (weight := self.ctc_weight(iteration)) > 0:
+                total = total + weight * named["ctc"]
+        return Losses(total, {key: value.detach() for key, value in named.items()}, _detached(output))
+
+
+def _detached(output: FlowtronOutput) -> FlowtronOutput:
+    """Cut the output off the graph: what has a gradient there must also get one, when processes share them."""
+    steps = [
+        FlowAux(*(part.detach() if isinstance(part, Tensor) else part for part in step)) for step in output.steps
+    ]
+    gate_logits = None if output.gate_logits is None else output.gate_logits.detach()
+    mixture = None if output.mixture is None else type(output.mixture)(*(part.detach() for part in output.mixture))
+    return FlowtronOutput(
+        output.z.detach(), output.log_det.detach(), steps, gate_logits, mixture, output.mel_lengths
+    )

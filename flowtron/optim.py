@@ -1,11 +1,11 @@
 """Optimizers, learning rate schedules and averaged weights, by the names of the config."""
 
+import copy
 import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
 
 from flowtron.config import TrainConfig
 
@@ -20,10 +20,25 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> 
     rate, decay = config.learning_rate, config.weight_decay
     if config.optim_algo == "RAdam":
         return torch.optim.RAdam(parameters, lr=rate, weight_decay=decay, decoupled_weight_decay=True)
-    # The fused kernels exist for floating CPU and CUDA parameters, which is all there is here.
+    # The fused kernels exist for floating CPU and CUDA parameters, which is all there is here. Beside being fast they
+    # leave out a step by a flag on the device (`skip_unless`).
     if config.optim_algo == "AdamW":
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
     return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=True)
+
+
+def skip_unless(optimizer: torch.optim.Optimizer, finite: Tensor) -> bool:
+    """Make the next step do nothing unless `finite` (a boolean of no dimensions) is true.
+
+    A fused optimizer looks at the flag itself, so that nobody waits for the device. For another one the caller does.
+
+    Returns:
+        Whether to take the step at all.
+    """
+    if optimizer.defaults.get("fused"):
+        optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()  # type: ignore[attr-defined]
+        return True
+    return bool(finite)
 
 
 class Schedule:
@@ -75,6 +90,30 @@ class Schedule:
         self.plateau_factor, self.best, self.stale = state["plateau_factor"], state["best"], int(state["stale"])
 
 
-def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """Return an exponential moving average of a model's weights, for inference."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=False)
+class Average(nn.Module):
+    """Exponential moving average of a model's weights, for inference: w̄ ← decay · w̄ + (1 − decay) · w.
+
+    It starts with the weights of the first update, so that none of the random initial values remain.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(model).requires_grad_(False)
+        self.decay, self.n_updates = decay, 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move towards the present weights of the model."""
+        averages, weights = list(self.module.parameters()), list(model.parameters())
+        torch._foreach_lerp_(averages, weights, 1 - self.decay if self.n_updates else 1.0)
+        for average, value in zip(self.module.buffers(), model.buffers()):
+            average.copy_(value)
+        self.n_updates += 1
+
+    def get_extra_state(self) -> int:
+        """Return the number of updates, to be kept with the weights."""
+        return self.n_updates
+
+    def set_extra_state(self, state: int) -> None:
+        """Take up the number of updates."""
+        self.n_updates = state

@@ -1,39 +1,55 @@
 """Training: one visible loop, its checkpoints and its log.
 
     python -m flowtron.train -c configs/demo.json -p train_config.learning_rate=1e-3
+    torchrun --nproc-per-node 8 -m flowtron.train -c configs/ljspeech.json
 
-Started again with the same output directory, it goes on where it stopped.
+Started again with the same output directory, it goes on where it stopped. docs/TRAINING.md tells more.
 """
 
 import argparse
 import contextlib
-import math
+import hashlib
+import shutil
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
-from torch import nn
-from torch.optim.swa_utils import AveragedModel
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list, set_seed
+from torch import Tensor, nn
 
 from flowtron.checkpoint import load_training_state, save_model, save_training_state
-from flowtron.config import Config, load_config
+from flowtron.config import Config, TrainConfig, load_config
 from flowtron.data import Batch, Dataset, LengthBucketBatchSampler, SpeakerTable, make_loader, read_filelist
 from flowtron.errors import InputError
 from flowtron.model import Flowtron, build_model
 from flowtron.monitor import Monitor, evaluate
-from flowtron.objective import Losses, Objective
-from flowtron.optim import Schedule, averaged, build_optimizer
+from flowtron.objective import Losses, Objective, counts
+from flowtron.optim import Average, Schedule, build_optimizer, skip_unless
+from flowtron.shards import ShardSampler, make_shard_loader, read_index
+from flowtron.tensorfile import replaced_file
 from flowtron.text import SYMBOLS, Tokenizer
 from flowtron.warmstart import freeze_all_but, warm_start
 
-MAX_BAD_BATCHES = 10
+MAX_BAD_STEPS = 10
+AGREE_EVERY = 10  # iterations after which several processes ask each other whether to stop
+
+
+class Step(NamedTuple):
+    """What an optimizer step tells: losses by name, means over all processes; the gradient's norm; whether both are
+    finite, as a tensor on the device; the batches of this process."""
+
+    losses: dict[str, Tensor]
+    norm: Tensor
+    finite: Tensor
+    batches: list[Batch]
 
 
 @dataclass
@@ -47,13 +63,13 @@ class State:
     objective: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: Schedule
-    average: AveragedModel | None
-    sampler: LengthBucketBatchSampler
+    average: Average | None
+    sampler: LengthBucketBatchSampler | ShardSampler
     loader: Any
     validation: Dataset
     iteration: int = 0
-    epoch: int = 0
-    bad_batches: int = 0
+    bad_steps: int = 0
+    unchecked: deque[tuple[int, Step]] = field(default_factory=deque)
 
     @property
     def model(self) -> Flowtron:
@@ -89,6 +105,92 @@ def prepare_tokenizer(config: Config) -> Tokenizer:
     return Tokenizer(symbols, tuple(data.text_cleaners), data.p_arpabet, data.keep_ambiguous)
 
 
+def mixed_precision(train: TrainConfig) -> str:
+    """Name accelerate's mode for the configured precision.
+
+    Raises:
+        InputError: float16 is asked of a CPU.
+    """
+    has_gpu = torch.cuda.is_available()
+    if train.precision == "float16" and not has_gpu:
+        raise InputError("train_config.precision is float16, which only GPUs train in; use bfloat16 or float32.")
+    if train.precision or not (train.fp16_run and has_gpu):
+        return {"bfloat16": "bf16", "float16": "fp16"}.get(train.precision, "no")
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def start_processes(config: Config) -> Accelerator:
+    """Join the other processes of the run, if torchrun started several."""
+    train, model = config.train, config.model
+    # In stages, and beside an aligner that rests, some weights have no gradient; otherwise nobody need look for them.
+    has_idle_weights = bool(model.aligner_dim or train.flow_start_iters or not train.gate_loss)
+    backend = config.dist.dist_backend if torch.cuda.is_available() else "gloo"
+    return Accelerator(
+        mixed_precision=mixed_precision(train),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=has_idle_weights),
+            # The others wait while the first process validates.
+            InitProcessGroupKwargs(backend=backend, timeout=timedelta(hours=2)),
+        ],
+    )
+
+
+def prepare_data(
+    config: Config, tokenizer: Tokenizer, accelerator: Accelerator
+) -> tuple[SpeakerTable, LengthBucketBatchSampler | ShardSampler, Any, Dataset]:
+    """Open the corpus: speakers, sampler, loader of training batches, validation data.
+
+    Raises:
+        InputError: a file is missing or wrong, or there are more speakers than the model's table has rows.
+    """
+    train, data = config.train, config.data
+    is_sharded = data.training_files.endswith(".json")
+    index = read_index(data.training_files, config.audio_settings()) if is_sharded else None
+    utterances = [] if is_sharded else read_filelist(data.training_files)
+    speakers = SpeakerTable.from_utterances(utterances) if index is None else SpeakerTable(index.speakers)
+    if len(speakers) > config.model.n_speakers:
+        raise InputError(
+            f"{data.training_files}: {len(speakers)} speakers, but model_config.n_speakers is "
+            f"{config.model.n_speakers}; set it to at least {len(speakers)}."
+        )
+
+    def dataset(rows: list[Any]) -> Dataset:
+        return Dataset(
+            rows,
+            tokenizer,
+            config.audio_settings(),
+            speakers,
+            cache_dir=data.feature_cache_path or None,
+            resample=data.resample,
+            trim_db=data.trim_db,
+            seed=train.seed,
+        )
+
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    n_batches = train.global_batches or train.accumulate * world_size
+    batch_size = None if data.frames_per_batch else train.batch_size
+    # The aligner is always trained under the prior.
+    prior = (data.use_attn_prior or config.model.aligner_dim > 0, data.betab_scaling_factor, data.attn_prior_threshold)
+    validation = dataset(read_filelist(data.validation_files))
+    if index is not None:
+        shard_sampler = ShardSampler(
+            index, batch_size, data.frames_per_batch or None, train.seed, rank, world_size, n_batches, data.n_workers
+        )
+        return speakers, shard_sampler, make_shard_loader(shard_sampler, tokenizer, speakers, *prior), validation
+    training = dataset(utterances)
+    sampler = LengthBucketBatchSampler(
+        training.lengths(),
+        batch_size=batch_size,
+        frames_per_batch=data.frames_per_batch or None,
+        seed=train.seed,
+        rank=rank,
+        world_size=world_size,
+        n_batches=n_batches,
+        n_epochs=train.epochs,
+    )
+    return speakers, sampler, make_loader(training, sampler, data.n_workers, *prior), validation
+
+
 def prepare(config: Config) -> State:
     """Build everything from a config, with the state of an earlier run of the same output directory.
 
@@ -99,72 +201,34 @@ def prepare(config: Config) -> State:
     if train.n_threads:
         torch.set_num_threads(train.n_threads)
     set_seed(train.seed)
-    # bfloat16 needs no loss scaling; without hardware for it, a CPU would only be slower.
-    half = "no"
-    if train.fp16_run and torch.cuda.is_available():
-        half = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    elif train.fp16_run and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)():
-        half = "bf16"
-    accelerator = Accelerator(
-        mixed_precision=half,
-        gradient_accumulation_steps=train.accumulate,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
+    accelerator = start_processes(config)
     tokenizer = prepare_tokenizer(config)
-    utterances = read_filelist(data.training_files)
-    speakers = SpeakerTable.from_utterances(utterances)
-    if len(speakers) > config.model.n_speakers:
-        raise InputError(
-            f"{data.training_files}: {len(speakers)} speakers, but model_config.n_speakers is "
-            f"{config.model.n_speakers}; set it to at least {len(speakers)}."
-        )
-    datasets = [
-        Dataset(
-            rows,
-            tokenizer,
-            config.audio_settings(),
-            speakers,
-            cache_dir=data.feature_cache_path or None,
-            resample=data.resample,
-            trim_db=data.trim_db,
-            seed=train.seed,
-        )
-        for rows in (utterances, read_filelist(data.validation_files))
-    ]
-    sampler = LengthBucketBatchSampler(
-        datasets[0].lengths(),
-        batch_size=None if data.frames_per_batch else train.batch_size,
-        frames_per_batch=data.frames_per_batch or None,
-        seed=train.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
+    with accelerator.main_process_first():  # which fills the cache where lengths need the sound itself
+        speakers, sampler, loader, validation = prepare_data(config, tokenizer, accelerator)
     model = build_model(config.model)
-    if train.warmstart_checkpoint_path:
-        table = warm_start(model, train.warmstart_checkpoint_path, train.include_layers, train.ignore_layers)
+    saved = newest_state(config)
+    if train.warmstart_checkpoint_path and saved is None:
+        table = warm_start(
+            model,
+            train.warmstart_checkpoint_path,
+            train.include_layers,
+            train.ignore_layers,
+            speakers.names,
+            tokenizer.symbols,
+        )
         accelerator.print(table)
     if train.finetune_layers:
         accelerator.print(freeze_all_but(model, train.finetune_layers))
-    objective = Objective(model, train, data.betab_scaling_factor, data.use_attn_prior)
+    objective = Objective(model, train, data.betab_scaling_factor, data.use_attn_prior, data.attn_prior_threshold)
     optimizer = build_optimizer((p for p in model.parameters() if p.requires_grad), train)
-    average = averaged(model, train.ema_decay) if train.ema_decay else None
+    average = Average(model, train.ema_decay).to(accelerator.device) if train.ema_decay else None
     objective, optimizer = accelerator.prepare(objective, optimizer)
-    if average is not None:
-        average.to(accelerator.device)
+    schedule = Schedule(optimizer, train)
     state = State(
-        config,
-        accelerator,
-        speakers,
-        tokenizer,
-        objective,
-        optimizer,
-        Schedule(optimizer, train),
-        average,
-        sampler,
-        make_loader(datasets[0], sampler, n_workers=data.n_workers),
-        datasets[1],
+        config, accelerator, speakers, tokenizer, objective, optimizer, schedule, average, sampler, loader, validation
     )
-    resume(state)
+    if saved is not None:
+        resume(state, saved)
     return state
 
 
@@ -173,26 +237,24 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("checkpoints/*") if path.name.isdigit())
 
 
-def save(state: State, metrics: dict[str, float]) -> Path:
-    """Write a checkpoint, the model to speak with beside the state to go on with, and forget old ones."""
+def training_states(folder: Path) -> list[Path]:
+    """Training states of a run, oldest first."""
+    return sorted(path for path in folder.glob("training/*.pt") if path.stem.isdigit())
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the lowest validation loss, or None before the first."""
+    note = folder / "best"
+    return folder / "checkpoints" / note.read_text() if note.is_file() else None
+
+
+def save(state: State, metrics: dict[str, float], is_best: bool) -> Path:
+    """Write a checkpoint, the model to speak with beside the state to go on with, and forget old ones.
+
+    The training state comes last and is what a run goes on from: whatever a kill leaves unfinished before it is
+    written again, the same, by the run that goes on from the state before.
+    """
     path = state.folder / "checkpoints" / f"{state.iteration:08d}"
-    random_state = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        random_state["cuda"] = torch.cuda.get_rng_state()
-    training = {
-        "iteration": state.iteration,
-        "epoch": state.epoch,
-        "model": state.model.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-        "schedule": state.schedule.state_dict(),
-        "average": None if state.average is None else state.average.state_dict(),
-        "sampler": state.sampler.state_dict(),
-        "random": random_state,
-    }
-    # The training state goes first: a model without it would look like a whole checkpoint.
-    training_file = state.folder / "training" / f"{state.iteration:08d}.pt"
-    training_file.parent.mkdir(parents=True, exist_ok=True)
-    save_training_state(training_file, training)
     save_model(
         path,
         state.voice,
@@ -202,96 +264,172 @@ def save(state: State, metrics: dict[str, float]) -> Path:
         step=state.iteration,
         metrics=metrics,
     )
+    if is_best:
+        with replaced_file(state.folder / "best") as file:
+            file.write(path.name.encode())
+    training = {
+        "iteration": state.iteration,
+        "bad_steps": state.bad_steps,
+        "model": state.model.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "schedule": state.schedule.state_dict(),
+        "average": None if state.average is None else state.average.state_dict(),
+        "sampler": state.sampler.state_dict(),
+    }
+    training_file = state.folder / "training" / f"{state.iteration:08d}.pt"
+    training_file.parent.mkdir(parents=True, exist_ok=True)
+    save_training_state(training_file, training)
+    forget_old(state)
     return path
 
 
-def forget_old(state: State, keep: set[Path]) -> None:
-    """Delete all but the newest checkpoints and those to keep."""
-    import shutil
-
-    for path in checkpoints(state.folder)[: -state.config.train.keep_checkpoints]:
-        if path not in keep:
+def forget_old(state: State) -> None:
+    """Delete all but the newest checkpoints and the best, and what a kill left half-written."""
+    keep = state.config.train.keep_checkpoints
+    for path in checkpoints(state.folder)[:-keep]:
+        if path != best_checkpoint(state.folder):
             shutil.rmtree(path)
-    names = {path.name for path in checkpoints(state.folder)[-state.config.train.keep_checkpoints :]}
-    for training_file in (state.folder / "training").glob("*.pt"):
-        if training_file.stem not in names:
-            training_file.unlink()
+    for path in training_states(state.folder)[:-keep]:
+        path.unlink()
+    for path in [*state.folder.glob(".best.*"), *state.folder.glob("*/.*")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def resume(state: State) -> None:
-    """Go on from the newest whole checkpoint of the output directory, or from `checkpoint_path`."""
-    files = sorted((state.folder / "training").glob("*.pt"))
-    if not files and state.config.train.checkpoint_path:
-        files = [Path(state.config.train.checkpoint_path)]
-    if not files:
-        return
-    saved = load_training_state(files[-1])
-    state.iteration, state.epoch = saved["iteration"], saved["epoch"]
-    state.model.load_state_dict(saved["model"])
-    state.optimizer.load_state_dict(saved["optimizer"])
-    state.schedule.load_state_dict(saved["schedule"])
-    if state.average is not None and saved["average"] is not None:
-        state.average.load_state_dict(saved["average"])
-    state.sampler.load_state_dict(saved["sampler"])
-    torch.set_rng_state(saved["random"]["torch"])
-    if torch.cuda.is_available() and "cuda" in saved["random"]:
-        torch.cuda.set_rng_state(saved["random"]["cuda"])
-    state.accelerator.print(f"resumed from {files[-1]} at iteration {state.iteration}")
+def newest_state(config: Config) -> Path | None:
+    """The training state to go on from: the newest of the output directory, else `checkpoint_path`, else None."""
+    files = training_states(Path(config.train.output_directory))
+    if files:
+        return files[-1]
+    return Path(config.train.checkpoint_path) if config.train.checkpoint_path else None
 
 
-def batches(state: State) -> Iterator[Batch]:
-    """Batches of all epochs, from where the sampler stands."""
-    while state.epoch < state.config.train.epochs:
-        state.sampler.set_epoch(state.epoch)
-        state.loader.dataset.set_epoch(state.epoch)
+def resume(state: State, path: Path) -> None:
+    """Go on from a training state.
+
+    Raises:
+        InputError: it is damaged or of another model.
+    """
+    saved = load_training_state(path)
+    try:
+        state.model.load_state_dict(saved["model"])
+        state.optimizer.load_state_dict(saved["optimizer"])
+        if state.average is not None:
+            if saved["average"] is None:
+                state.average.module.load_state_dict(saved["model"])
+            else:
+                state.average.load_state_dict(saved["average"])
+        state.iteration, state.bad_steps = saved["iteration"], saved["bad_steps"]
+        state.schedule.load_state_dict(saved["schedule"])
+        state.sampler.load_state_dict(saved["sampler"])
+    except (KeyError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise InputError(
+            f"{path}: a training state of another model or optimizer ({reason}); go on with its own config, or start "
+            "anew with train_config.warmstart_checkpoint_path and another output_directory."
+        ) from None
+    state.accelerator.print(f"resumed from {path} at iteration {state.iteration}")
+
+
+def steps(state: State) -> Iterator[list[Batch]]:
+    """This process's batches of every optimizer step, from where the sampler stands."""
+    device, group = state.accelerator.device, []
+    size = state.sampler.n_batches // state.accelerator.num_processes
+    try:
         for batch in state.loader:
-            state.sampler.advance()
-            yield batch.to(state.accelerator.device, non_blocking=True)
-        state.epoch += 1
+            group.append(batch.to(device, non_blocking=True))
+            if len(group) == size:
+                yield group
+                group = []
+    except InputError as error:
+        # From a loader worker it comes with that process's traceback before it.
+        raise InputError(str(error).rstrip().splitlines()[-1].removeprefix("flowtron.errors.InputError: ")) from None
 
 
-def global_share(state: State, batch: Batch) -> float:
-    """Weight of this process's mean loss, so that the average over processes is the mean over the global batch."""
-    if state.accelerator.num_processes == 1:
-        return 1.0
-    frames = batch.mel_lengths.sum().float()
-    return float(frames / state.accelerator.reduce(frames.clone(), reduction="mean"))
+def global_shares(state: State, batches: list[Batch]) -> Tensor | None:
+    """Weights (batches, 3) of this process's mean losses, see `Objective.forward`; None when there is one batch.
+
+    Gradients are averaged over processes, so a share is that of the mean of a process.
+    """
+    n_processes = state.accelerator.num_processes
+    if len(batches) * n_processes == 1:
+        return None
+    mine = torch.tensor([counts(batch) for batch in batches], dtype=torch.float32, device=state.accelerator.device)
+    return mine / state.accelerator.reduce(mine.sum(0), reduction="mean")
 
 
-def step(state: State, batch: Batch) -> tuple[Losses, float] | None:
-    """Take one optimizer step; return the losses and the gradient's norm, or None when they are not finite."""
+def seed_noise(seed: int, iteration: int, number: int) -> None:
+    """Make the random numbers of a batch a function of seed, iteration and its number in the step, and nothing else.
+
+    So they are the same after a resumption, and whichever process takes the batch.
+    """
+    digest = hashlib.blake2b(f"{seed} {iteration} {number}".encode(), digest_size=7).digest()
+    torch.manual_seed(int.from_bytes(digest, "little"))
+
+
+def step(state: State, batches: list[Batch]) -> Step:
+    """Take one optimizer step, unless a loss or the gradient is not finite. Nothing here waits for a GPU."""
     accelerator, train = state.accelerator, state.config.train
     state.objective.train()
     state.schedule.apply(state.iteration)
-    with accelerator.accumulate(state.objective):
-        with accelerator.autocast():
-            losses: Losses = state.objective(batch, state.iteration)
-        accelerator.backward(losses.total * global_share(state, batch))
-        norm = math.nan
-        if accelerator.sync_gradients:
-            limit = train.grad_clip_val or math.inf
-            norm = float(accelerator.clip_grad_norm_(state.objective.parameters(), limit))
-            if not (math.isfinite(norm) and bool(losses.total.isfinite())):
-                state.optimizer.zero_grad()
-                return None
+    shares = global_shares(state, batches)
+    sums: dict[str, Tensor] = {}
+    for number, batch in enumerate(batches):
+        seed_noise(train.seed, state.iteration, number * accelerator.num_processes + accelerator.process_index)
+        is_last = number == len(batches) - 1
+        with contextlib.nullcontext() if is_last else accelerator.no_sync(state.objective):
+            losses: Losses = state.objective(batch, state.iteration, None if shares is None else shares[number])
+            accelerator.backward(losses.total)
+        for name, value in {**losses.named, "total": losses.total.detach()}.items():
+            sums[name] = sums[name] + value if name in sums else value
+    if accelerator.num_processes > 1:
+        means = accelerator.reduce(torch.stack(list(sums.values())), reduction="mean")
+        sums = dict(zip(sums, means.unbind()))
+    norm = accelerator.clip_grad_norm_(state.objective.parameters(), train.grad_clip_val or torch.inf)
+    finite = norm.isfinite() & sums["total"].isfinite()
+    # Scaling of float16 losses looks for overflow itself, and has to, to find its scale.
+    inner = getattr(state.optimizer, "optimizer", state.optimizer)
+    if accelerator.scaler is not None or skip_unless(inner, finite):
         state.optimizer.step()
-        state.optimizer.zero_grad()
-        if accelerator.sync_gradients and state.average is not None:
-            state.average.update_parameters(state.model)
-    return losses, norm
+        if state.average is not None:
+            state.average.update(state.model)
+    state.optimizer.zero_grad()
+    return Step(sums, norm, finite, batches)
 
 
-def skip(state: State, batch: Batch) -> None:
-    """Report a batch whose loss or gradient is not finite; give up after several in a row."""
-    state.bad_batches += 1
-    names = ", ".join(batch.paths[:3]) + (" ..." if len(batch.paths) > 3 else "")
-    state.accelerator.print(f"iteration {state.iteration}: loss or gradient is not finite, batch skipped ({names})")
-    if state.bad_batches >= MAX_BAD_BATCHES:
-        save(state, {})
-        raise InputError(
-            f"{state.bad_batches} batches in a row had no finite loss; the state is saved in {state.folder}, "
-            "look at the named files or lower train_config.learning_rate."
-        )
+def check(state: State, everything: bool = False) -> None:
+    """Report steps that were left out because a loss or gradient was not finite; give up after several in a row.
+
+    On a GPU the last step stays unchecked, so that its result need not be waited for.
+    """
+    on_gpu = state.accelerator.device.type != "cpu"
+    while len(state.unchecked) > (on_gpu and not everything):
+        iteration, done = state.unchecked.popleft()
+        if bool(done.finite):
+            state.bad_steps = 0
+            continue
+        state.bad_steps += 1
+        paths = [path for batch in done.batches for path in batch.paths]
+        names = ", ".join(paths[:8]) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")
+        where = f" (process {state.accelerator.process_index})" if state.accelerator.num_processes > 1 else ""
+        print(f"iteration {iteration}{where}: loss or gradient is not finite, skipped: {names}", file=sys.stderr)
+        if state.bad_steps >= MAX_BAD_STEPS:
+            if state.accelerator.is_main_process:
+                save(state, {}, is_best=False)
+            raise InputError(
+                f"{state.bad_steps} steps in a row had no finite loss or gradient; the state is saved in "
+                f"{state.folder}, look at the files named above or lower train_config.learning_rate."
+            )
+
+
+def should_stop(state: State, requested: bool) -> bool:
+    """Whether to save and stop; several processes agree on it, so that none waits for one that has left."""
+    accelerator = state.accelerator
+    if accelerator.num_processes == 1:
+        return requested
+    if state.iteration % AGREE_EVERY:
+        return False
+    flag = torch.tensor([float(requested)], device=accelerator.device)
+    return bool(accelerator.reduce(flag, reduction="sum") > 0)
 
 
 def train(config: Config) -> Path:
@@ -302,48 +440,53 @@ def train(config: Config) -> Path:
     """
     state = prepare(config)
     settings = config.train
-    monitor = Monitor(state.folder, enabled=state.accelerator.is_main_process and settings.with_tensorboard)
-    started, path = time.monotonic(), state.folder
-    stop = Interrupt()
-    with monitor, stop:
-        for batch in batches(state):
-            result = step(state, batch)
+    accelerator = state.accelerator
+    monitor = Monitor(config, accelerator.is_main_process, accelerator.num_processes, state.iteration)
+    started = time.monotonic()
+    path = next(reversed(checkpoints(state.folder)), state.folder)
+    saved_at = state.iteration
+    with monitor, Interrupt() as stop:
+        if settings.max_iters and state.iteration >= settings.max_iters:
+            return path
+        for batches in steps(state):
+            done = step(state, batches)
+            state.sampler.advance()
+            state.unchecked.append((state.iteration, done))
+            rate = state.schedule.rate(state.iteration)
             state.iteration += 1
-            if result is None:
-                skip(state, batch)
-                continue
-            state.bad_batches = 0
-            losses, norm = result
-            monitor.step(state.iteration, settings.max_iters, losses, norm, state.schedule.rate(state.iteration), batch)
-            out_of_time = settings.max_hours and time.monotonic() - started > settings.max_hours * 3600
-            last = stop.requested or out_of_time or state.iteration == settings.max_iters
+            check(state)
+            monitor.step(state.iteration, settings.max_iters, done.losses, done.norm, rate, batches)
+            out_of_time = settings.max_hours > 0 and time.monotonic() - started > settings.max_hours * 3600
+            last = should_stop(state, stop.requested or out_of_time) or state.iteration == settings.max_iters
             if last or state.iteration % settings.iters_per_checkpoint == 0:
-                path = validate_and_save(state, monitor)
+                path, saved_at = validate_and_save(state, monitor), state.iteration
                 if last or state.schedule.is_exhausted:
                     break
+        if state.iteration != saved_at:  # the last epoch ended in between
+            path = validate_and_save(state, monitor)
+    state.accelerator.wait_for_everyone()
     return path
 
 
 def validate_and_save(state: State, monitor: Monitor) -> Path:
-    """Measure, log, save; keep the best."""
-    # Validation must not move the training's random numbers, or a resumed run would differ from an unbroken one.
-    random_state = torch.get_rng_state()
-    metrics = evaluate(
-        state.voice, state.validation, state.tokenizer, state.speakers, state.iteration, state.config, monitor
-    )
-    torch.set_rng_state(random_state)
-    # Losses of different stages do not compare.
-    whole = state.iteration >= max([state.config.train.aligner_iters, *state.config.train.flow_start_iters])
-    is_best = not whole or state.schedule.validated(metrics["validation/total"])
-    path = state.folder
+    """Measure, log, save; keep the best. The first process does it, and tells the others what it found."""
+    check(state, everything=True)
+    measured: list[dict[str, float]] = [{}]
     if state.accelerator.is_main_process:
-        path = save(state, metrics)
-        best = state.folder / "best"
-        if is_best:
-            temporary = state.folder / "best.new"
-            temporary.write_text(path.name)
-            temporary.replace(best)
-        forget_old(state, {state.folder / "checkpoints" / best.read_text()})
+        measured = [
+            evaluate(
+                state.voice, state.validation, state.tokenizer, state.speakers, state.iteration, state.config, monitor
+            )
+        ]
+    if state.accelerator.num_processes > 1:
+        broadcast_object_list(measured)
+    # Losses of different stages do not compare: until the last has begun, the newest is the best.
+    is_best = state.iteration < state.config.settled_iteration or state.schedule.validated(
+        measured[0]["validation/total"]
+    )
+    path = state.folder / "checkpoints" / f"{state.iteration:08d}"
+    if state.accelerator.is_main_process:
+        path = save(state, measured[0], is_best)
     state.accelerator.wait_for_everyone()
     return path
 

@@ -2,10 +2,11 @@
 
 import fnmatch
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from torch import Tensor, nn
 
-from flowtron.checkpoint import load_weights
+from flowtron.checkpoint import load_weights, read_description
 from flowtron.errors import InputError
 
 
@@ -31,17 +32,49 @@ def require_matches(names: Iterable[str], patterns: Sequence[str], key: str) -> 
             )
 
 
-def warm_start(model: nn.Module, path: str, include: Sequence[str] | None, ignore: Sequence[str]) -> str:
+def _merge_rows(
+    name: str, new: Tensor, old: Tensor, names: Sequence[str] | None, old_names: Sequence[str] | None
+) -> tuple[Tensor, str]:
+    """Take the rows of a grown, shrunk or re-ordered table: by name where both sides have names, else by number.
+
+    Rows of new speakers start at the mean of the old ones, which is nearer to any voice than random numbers are.
+    """
+    if names and old_names and len(old_names) == len(old):
+        source = {n: k for k, n in enumerate(old_names)}
+        pairs = [(k, source[n]) for k, n in enumerate(names[: len(new)]) if n in source]
+        how = "by name"
+    else:
+        pairs = [(k, k) for k in range(min(len(old), len(new)))]
+        how = "by number"
+    merged = new.clone()
+    if "speaker" in name:
+        merged[:] = old.mean(0)
+    for k, origin in pairs:
+        merged[k] = old[origin]
+    left = len(new) - len(pairs)
+    rest = f", {left} at the mean of the old" if left and "speaker" in name else f", {left} new" if left else ""
+    return merged, f"loaded: {len(pairs)} of {len(new)} rows {how}{rest}"
+
+
+def warm_start(
+    model: nn.Module,
+    path: str,
+    include: Sequence[str] | None,
+    ignore: Sequence[str],
+    speakers: Sequence[str] | None = None,
+    symbols: Sequence[str] | None = None,
+) -> str:
     """Take weights from a checkpoint into a model, in place.
 
-    A weight is taken when the patterns allow it and its shape fits. Tables that have grown by rows (more speakers,
-    more symbols) keep the old rows.
+    A weight is taken when the patterns allow it and its shape fits. Of tables with other rows (more speakers, more
+    symbols) the rows are taken that both have, by name where the checkpoint tells names.
 
     Args:
         model: the model to fill.
         path: a checkpoint of ours or of the original.
         include: patterns of weights to take; None takes all.
         ignore: patterns of weights to leave.
+        speakers, symbols: what the rows of the model's tables stand for.
 
     Returns:
         A table of what happened to every weight.
@@ -50,6 +83,7 @@ def warm_start(model: nn.Module, path: str, include: Sequence[str] | None, ignor
         InputError: the checkpoint cannot be read, or a pattern fits nothing.
     """
     saved, current = load_weights(path), model.state_dict()
+    about = read_description(Path(path)) if Path(path).is_dir() else {}
     names = sorted({*saved, *current})
     require_matches(names, include or [], "include_layers")
     require_matches(names, ignore, "ignore_layers")
@@ -62,13 +96,15 @@ def warm_start(model: nn.Module, path: str, include: Sequence[str] | None, ignor
             verdict = "re-initialised: not in the checkpoint"
         elif (include is not None and not matches(name, include)) or matches(name, ignore):
             verdict = "re-initialised: by the config"
+        elif name.endswith("embedding.weight") and saved[name].shape[1:] == current[name].shape[1:]:
+            kind = ("speakers", speakers) if "speaker" in name else ("symbols", symbols)
+            old_names = [str(n) for n in about.get(kind[0]) or []]
+            if saved[name].shape == current[name].shape and (not old_names or old_names == list(kind[1] or old_names)):
+                taken[name], verdict = saved[name], "loaded"
+            else:
+                taken[name], verdict = _merge_rows(name, current[name], saved[name], kind[1], old_names)
         elif saved[name].shape == current[name].shape:
             taken[name], verdict = saved[name], "loaded"
-        elif "embedding" in name and saved[name].shape[1:] == current[name].shape[1:]:
-            rows_taken = min(len(saved[name]), len(current[name]))
-            grown = current[name].clone()
-            grown[:rows_taken] = saved[name][:rows_taken]
-            taken[name], verdict = grown, f"loaded: {rows_taken} of {len(grown)} rows"
         else:
             verdict = f"re-initialised: shape {tuple(saved[name].shape)} is not {tuple(current[name].shape)}"
         rows.append(f"{name:60s} {verdict}")

@@ -117,6 +117,31 @@ class Tokenizer:
             )
         return TokenizedText(tokens, self._find_words(words, spelled, tokens, positions), cleaned, unknown)
 
+    @property
+    def space(self) -> int:
+        """The token between words."""
+        return self._ids[" "]
+
+    def spellings(self, text: str) -> list[tuple[list[int], list[int]]]:
+        """The tokens of every word, spelled and as phones, to be joined by spaces to what `encode` draws.
+
+        Empty where words cannot be looked up one by one: phones in braces reach over spaces.
+
+        Raises:
+            InputError: Nothing is left to say.
+        """
+        spelled, phones = self.encode(text, p_arpabet=0), self.encode(text, p_arpabet=1)
+        if " " not in self._emitted:
+            return []
+        words = (_WORD_OF_ORIGINAL if self._as_original else _WORD).findall(spelled.cleaned)
+        replaced = self._mix(words, 1, None) if self._has_phones else words
+        pairs = [(self._look_up(word)[0], self._look_up(other)[0]) for word, other in zip(words, replaced)]
+        for kind, whole in enumerate((spelled, phones)):
+            joined = [token for pair in pairs for token in (self.space, *pair[kind])][1:]
+            if joined != whole.tokens:
+                return []
+        return pairs
+
     def decode(self, tokens: Sequence[int]) -> str:
         """The text that tokens stand for; phones come back in braces, neighbours in one pair.
 
