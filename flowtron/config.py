@@ -147,9 +147,9 @@ class TrainConfig(Section):
     finetune_layers: list[str] = Field([], description="globs of the only weights to train; empty trains all")
     with_tensorboard: bool = True
     precision: Literal["", "float32", "bfloat16", "float16"] = Field(
-        "", description="of products; empty: float32, or with fp16_run what the GPU has, bfloat16 before float16"
+        "", description="of matrix products; empty: float32, or with fp16_run the half precision that is fast here"
     )
-    fp16_run: bool = Field(False, description="the original's key: mixed precision on a GPU; `precision` goes first")
+    fp16_run: bool = Field(False, description="half precision where the hardware has it, unless `precision` says more")
     gate_loss: bool = True
     gate_positive_weight: float = Field(1.0, gt=0)
     use_ctc_loss: bool = True

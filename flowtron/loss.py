@@ -82,10 +82,12 @@ def forward_sum_loss(
     mask = length_mask(token_lengths, T_text)[:, None]
     columns = F.pad(logprob.masked_fill(~mask, -1e9), (1, 0), value=blank_logprob)
     targets = torch.arange(1, T_text + 1, device=logprob.device).expand(logprob.shape[0], -1)
+    n_frames, n_tokens = (mel_lengths, token_lengths) if lengths is None else map(torch.tensor, lengths)
     each = F.ctc_loss(
         columns.log_softmax(2).transpose(0, 1),
         targets,
-        *((mel_lengths, token_lengths) if lengths is None else map(tuple, lengths)),
+        n_frames,
+        n_tokens,
         reduction="none",
         zero_infinity=True,
     )

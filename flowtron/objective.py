@@ -169,11 +169,7 @@ class Objective(nn.Module):
 
 def _detached(output: FlowtronOutput) -> FlowtronOutput:
     """Cut the output off the graph: what has a gradient there must also get one, when processes share them."""
-    steps = [
-        FlowAux(*(part.detach() if isinstance(part, Tensor) else part for part in step)) for step in output.steps
-    ]
+    steps = [FlowAux(*(None if x is None else x.detach() for x in step)) for step in output.steps]  # type: ignore[arg-type]
     gate_logits = None if output.gate_logits is None else output.gate_logits.detach()
     mixture = None if output.mixture is None else type(output.mixture)(*(part.detach() for part in output.mixture))
-    return FlowtronOutput(
-        output.z.detach(), output.log_det.detach(), steps, gate_logits, mixture, output.mel_lengths
-    )
+    return FlowtronOutput(output.z.detach(), output.log_det.detach(), steps, gate_logits, mixture, output.mel_lengths)

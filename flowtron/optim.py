@@ -104,7 +104,7 @@ class Average(nn.Module):
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Move towards the present weights of the model."""
-        averages, weights = list(self.module.parameters()), list(model.parameters())
+        averages, weights = [tuple(m.parameters()) for m in (self.module, model)]
         torch._foreach_lerp_(averages, weights, 1 - self.decay if self.n_updates else 1.0)
         for average, value in zip(self.module.buffers(), model.buffers()):
             average.copy_(value)

@@ -135,8 +135,8 @@ class ShardSampler:
         n_streams = world_size * max(1, n_workers)
         if len(index.urls) < n_streams:
             raise InputError(
-                f"{len(index.urls)} shards are too few for {n_streams} readers (processes times data_config.n_workers); "
-                "lower n_workers or write smaller shards."
+                f"{len(index.urls)} shards are too few for {n_streams} readers (processes times "
+                "data_config.n_workers); lower n_workers or write smaller shards."
             )
         if n_batches % world_size:
             raise InputError(

@@ -9,6 +9,7 @@ Started again with the same output directory, it goes on where it stopped. docs/
 import argparse
 import contextlib
 import hashlib
+import os
 import shutil
 import signal
 import sys
@@ -21,8 +22,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list, set_seed
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
 from torch import Tensor, nn
 
 from flowtron.checkpoint import load_training_state, save_model, save_training_state
@@ -106,7 +109,9 @@ def prepare_tokenizer(config: Config) -> Tokenizer:
 
 
 def mixed_precision(train: TrainConfig) -> str:
-    """Name accelerate's mode for the configured precision.
+    """Name accelerate's mode for the configured precision; log-determinants and softmax stay in float32 in all.
+
+    `fp16_run` asks for half precision where it is fast: bfloat16 on a GPU or CPU that has it, float16 on another GPU.
 
     Raises:
         InputError: float16 is asked of a CPU.
@@ -114,9 +119,11 @@ def mixed_precision(train: TrainConfig) -> str:
     has_gpu = torch.cuda.is_available()
     if train.precision == "float16" and not has_gpu:
         raise InputError("train_config.precision is float16, which only GPUs train in; use bfloat16 or float32.")
-    if train.precision or not (train.fp16_run and has_gpu):
+    if train.precision or not train.fp16_run:
         return {"bfloat16": "bf16", "float16": "fp16"}.get(train.precision, "no")
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if has_gpu:
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() else "no"
 
 
 def start_processes(config: Config) -> Accelerator:
@@ -124,15 +131,18 @@ def start_processes(config: Config) -> Accelerator:
     train, model = config.train, config.model
     # In stages, and beside an aligner that rests, some weights have no gradient; otherwise nobody need look for them.
     has_idle_weights = bool(model.aligner_dim or train.flow_start_iters or not train.gate_loss)
-    backend = config.dist.dist_backend if torch.cuda.is_available() else "gloo"
-    return Accelerator(
-        mixed_precision=mixed_precision(train),
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(find_unused_parameters=has_idle_weights),
-            # The others wait while the first process validates.
-            InitProcessGroupKwargs(backend=backend, timeout=timedelta(hours=2)),
-        ],
-    )
+    handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=has_idle_weights)]
+    has_gpu = torch.cuda.is_available()
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        backend = config.dist.dist_backend if has_gpu else "gloo"
+        # The others wait while the first process validates.
+        handlers.append(InitProcessGroupKwargs(backend=backend, timeout=timedelta(hours=2)))
+    # It is a global of accelerate's, and an earlier training in this process may have left another precision in it.
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(mixed_precision=mixed_precision(train), cpu=not has_gpu, kwargs_handlers=handlers)
+    if train.n_threads:
+        torch.set_num_threads(train.n_threads)
+    return accelerator
 
 
 def prepare_data(
@@ -198,10 +208,8 @@ def prepare(config: Config) -> State:
         InputError: something that the config names is missing or does not fit.
     """
     train, data = config.train, config.data
-    if train.n_threads:
-        torch.set_num_threads(train.n_threads)
-    set_seed(train.seed)
     accelerator = start_processes(config)
+    set_seed(train.seed)
     tokenizer = prepare_tokenizer(config)
     with accelerator.main_process_first():  # which fills the cache where lengths need the sound itself
         speakers, sampler, loader, validation = prepare_data(config, tokenizer, accelerator)
@@ -345,6 +353,13 @@ def steps(state: State) -> Iterator[list[Batch]]:
         raise InputError(str(error).rstrip().splitlines()[-1].removeprefix("flowtron.errors.InputError: ")) from None
 
 
+def sum_over_processes(state: State, values: Tensor) -> Tensor:
+    """Sum a tensor over all processes, in place."""
+    if state.accelerator.num_processes > 1:
+        torch.distributed.all_reduce(values)
+    return values
+
+
 def global_shares(state: State, batches: list[Batch]) -> Tensor | None:
     """Weights (batches, 3) of this process's mean losses, see `Objective.forward`; None when there is one batch.
 
@@ -354,7 +369,7 @@ def global_shares(state: State, batches: list[Batch]) -> Tensor | None:
     if len(batches) * n_processes == 1:
         return None
     mine = torch.tensor([counts(batch) for batch in batches], dtype=torch.float32, device=state.accelerator.device)
-    return mine / state.accelerator.reduce(mine.sum(0), reduction="mean")
+    return mine * n_processes / sum_over_processes(state, mine.sum(0))
 
 
 def seed_noise(seed: int, iteration: int, number: int) -> None:
@@ -382,7 +397,7 @@ def step(state: State, batches: list[Batch]) -> Step:
         for name, value in {**losses.named, "total": losses.total.detach()}.items():
             sums[name] = sums[name] + value if name in sums else value
     if accelerator.num_processes > 1:
-        means = accelerator.reduce(torch.stack(list(sums.values())), reduction="mean")
+        means = sum_over_processes(state, torch.stack(list(sums.values()))) / accelerator.num_processes
         sums = dict(zip(sums, means.unbind()))
     norm = accelerator.clip_grad_norm_(state.objective.parameters(), train.grad_clip_val or torch.inf)
     finite = norm.isfinite() & sums["total"].isfinite()
@@ -429,7 +444,7 @@ def should_stop(state: State, requested: bool) -> bool:
     if state.iteration % AGREE_EVERY:
         return False
     flag = torch.tensor([float(requested)], device=accelerator.device)
-    return bool(accelerator.reduce(flag, reduction="sum") > 0)
+    return bool(sum_over_processes(state, flag) > 0)
 
 
 def train(config: Config) -> Path:
@@ -479,7 +494,7 @@ def validate_and_save(state: State, monitor: Monitor) -> Path:
             )
         ]
     if state.accelerator.num_processes > 1:
-        broadcast_object_list(measured)
+        torch.distributed.broadcast_object_list(measured)
     # Losses of different stages do not compare: until the last has begun, the newest is the best.
     is_best = state.iteration < state.config.settled_iteration or state.schedule.validated(
         measured[0]["validation/total"]

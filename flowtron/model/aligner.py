@@ -56,7 +56,10 @@ class Aligner(nn.Module):
         named = self.embedding(tokens) + self.speaker_embedding(speaker_id)[:, None]
         keys = self.token_convs(named.transpose(1, 2) * token_mask[:, None])
         # Log mels lie around -5; the offset brings them near zero, where the convolutions start well.
-        queries = self.mel_convs((mel + 5.0) * mel_mask[:, None])
+        queries = mel + 5.0
+        for layer in self.mel_convs:
+            # Padding is silenced before every convolution, so that batch-mates change nothing.
+            queries = layer(queries * mel_mask[:, None])
         keys, queries = keys.float(), queries.float()
         distance = queries.square().sum(1)[:, :, None] + keys.square().sum(1)[:, None]
         distance = distance - 2 * queries.transpose(1, 2) @ keys

@@ -1,0 +1,370 @@
+"""The training loop: resumption bit for bit, kills, signals, broken batches, schedules, stages, several processes."""
+
+import math
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+import torch
+from training import Run, last_state, same, tiny_config, write_corpus
+
+from flowtron.checkpoint import load_model
+from flowtron.config import TrainConfig
+from flowtron.data import Batch
+from flowtron.errors import InputError
+from flowtron.model import build_model
+from flowtron.objective import Objective
+from flowtron.optim import Average, Schedule, build_optimizer, skip_unless
+from flowtron.train import best_checkpoint, checkpoints, mixed_precision, prepare, step, steps, train, training_states
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(corpus, tmp_path_factory):
+    """The last state of a run that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    run = Run(tiny_config(corpus, folder))
+    assert run.finish() == 0, run.error()
+    return last_state(folder)
+
+
+def train_on(config):
+    """Start again until the run ends by itself."""
+    for _ in range(30):
+        run = Run(config)
+        if run.finish() == 0:
+            return
+    raise AssertionError(f"The run does not get to its end: {run.error()}")
+
+
+def test_a_run_in_parts_ends_with_the_same_bits(corpus, tmp_path, unbroken):
+    for until in (3, 8, 12):
+        train(tiny_config(corpus, tmp_path, max_iters=until))
+    assert same(last_state(tmp_path), unbroken)
+
+
+@pytest.mark.parametrize("number", [1, 3, 5, 8, 11, 14])
+def test_death_while_a_checkpoint_is_written_loses_nothing(corpus, tmp_path, unbroken, number):
+    config = tiny_config(corpus, tmp_path, keep_checkpoints=1)
+    assert Run(config, dies_at=number).finish() == -signal.SIGKILL
+    for path in checkpoints(tmp_path):
+        load_model(path)  # whatever can be seen is whole
+    train_on(config)
+    assert same(last_state(tmp_path), unbroken)
+    assert [path.name for path in training_states(tmp_path)] == ["00000012.pt"]
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
+
+
+def test_kills_at_random_moments_change_nothing(corpus, tmp_path, unbroken):
+    config = tiny_config(corpus, tmp_path, iters_per_checkpoint=2)
+    generator = np.random.default_rng(0)
+    for _ in range(3):
+        run = Run(config)
+        time.sleep(generator.uniform(0.3, 1.5))
+        run.kill()
+        assert run.finish() in (0, -signal.SIGKILL)
+    train_on(config)
+    final = last_state(tmp_path)
+    for key in ("model", "optimizer", "average", "sampler", "iteration"):
+        assert same(final[key], unbroken[key])
+
+
+def test_sigterm_saves_and_the_run_goes_on(corpus, tmp_path):
+    endless = {"max_iters": 0, "iters_per_checkpoint": 100000, "with_tensorboard": True}
+    run = Run(tiny_config(corpus, tmp_path / "run", **endless))
+    while run.process.is_alive() and not (tmp_path / "run" / "logs").exists():
+        time.sleep(0.1)
+    time.sleep(1)
+    run.kill(signal.SIGTERM)
+    assert run.finish() == 0
+    reached = last_state(tmp_path / "run")["iteration"]
+    assert reached > 0
+    for folder in ("run", "other"):
+        train(
+            tiny_config(corpus, tmp_path / folder, **{**endless, "max_iters": reached + 2, "with_tensorboard": False})
+        )
+    assert same(last_state(tmp_path / "run"), last_state(tmp_path / "other"))
+
+
+def test_the_last_and_the_best_are_kept(corpus, tmp_path):
+    values = iter([3.0, 1.0, 2.0, 2.5, 2.6])
+
+    config = tiny_config(corpus, tmp_path, max_iters=5, iters_per_checkpoint=1, keep_checkpoints=2, use_ctc_loss=False)
+    config.train.attn_prior_full_iters = 0
+    import flowtron.train as module
+
+    original = module.evaluate
+    module.evaluate = lambda *arguments: {"validation/total": next(values)}
+    try:
+        train(config)
+    finally:
+        module.evaluate = original
+    assert [path.name for path in checkpoints(tmp_path)] == ["00000002", "00000004", "00000005"]
+    assert best_checkpoint(tmp_path).name == "00000002"
+    assert load_model(best_checkpoint(tmp_path)).metrics == {"validation/total": 1.0}
+
+
+def test_early_stop_ends_the_run(corpus, tmp_path, monkeypatch):
+    values = iter([3.0, 1.0, 2.0, 2.5, 0.1])
+    monkeypatch.setattr("flowtron.train.evaluate", lambda *arguments: {"validation/total": next(values)})
+    options = {"max_iters": 9, "iters_per_checkpoint": 1, "early_stop_patience": 2, "attn_prior_full_iters": 0}
+    path = train(tiny_config(corpus, tmp_path, **options))
+    assert path.name == "00000004"
+
+
+def _break(monkeypatch, is_bad):
+    """Make the loss of some calls NaN."""
+    original, calls = Objective.forward, []
+
+    def forward(self, batch, iteration, shares=None):
+        losses = original(self, batch, iteration, shares)
+        if self.training:
+            calls.append(batch.paths)
+            if is_bad(len(calls)):
+                return losses._replace(total=losses.total * math.nan)
+        return losses
+
+    monkeypatch.setattr(Objective, "forward", forward)
+    return calls
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "RAdam"])
+def test_a_batch_without_finite_loss_is_named_and_changes_nothing(corpus, tmp_path, monkeypatch, capsys, optimizer):
+    calls = _break(monkeypatch, lambda call: call in (2, 4))
+    state = prepare(tiny_config(corpus, tmp_path, optim_algo=optimizer))
+    for number, batches in zip(range(3), steps(state)):
+        before = {k: v.clone() for k, v in state.model.state_dict().items()}
+        done = step(state, batches)
+        assert bool(done.finite) == (number != 1)
+        assert same(before, state.model.state_dict()) == (number == 1)
+    assert all(weight.isfinite().all() for weight in state.voice.parameters())
+    capsys.readouterr()
+    calls.clear()
+    path = train(tiny_config(corpus, tmp_path / "run", optim_algo=optimizer, max_iters=4))
+    said = capsys.readouterr().err
+    assert path.name == "00000004", "a bad last batch does not keep the run from ending"
+    for call in (2, 4):
+        assert f"iteration {call - 1}: loss or gradient is not finite, skipped: {', '.join(calls[call - 1])}" in said
+    assert said.count("skipped") == 2
+
+
+def test_repeated_bad_batches_stop_the_run_with_its_state_saved(corpus, tmp_path, monkeypatch):
+    _break(monkeypatch, lambda call: call > 3)
+    with pytest.raises(InputError, match="10 steps in a row"):
+        train(tiny_config(corpus, tmp_path, max_iters=100, iters_per_checkpoint=1000))
+    assert last_state(tmp_path)["iteration"] == 13
+    assert all(weight.isfinite().all() for weight in last_state(tmp_path)["model"].values())
+
+
+def losses_of(config, n_steps):
+    state = prepare(config)
+    found = []
+    for _, batches in zip(range(n_steps), steps(state)):
+        done = step(state, batches)
+        state.sampler.advance()
+        state.iteration += 1
+        found.append([float(done.losses[name]) for name in sorted(done.losses)])
+    return np.array(found)
+
+
+@pytest.mark.parametrize("aligner_dim", [0, 8])
+def test_accumulated_batches_are_one_large_batch(corpus, tmp_path, aligner_dim):
+    """With the noise off, since its numbers fall differently on a large batch."""
+    options = {"input_noise": 0.0, "text_dropout": 0.0, "aligner_dim": aligner_dim, "aligner_iters": 3}
+    whole = losses_of(tiny_config(corpus, tmp_path, batch_size=8, **options), 6 if not aligner_dim else 3)
+    parts = losses_of(tiny_config(corpus, tmp_path, batch_size=2, accumulate=4, **options), len(whole))
+    np.testing.assert_allclose(parts, whole, rtol=1e-4)
+
+
+def _free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return str(listener.getsockname()[1])
+
+
+def run_on(n_processes, config):
+    """Train on several processes as torchrun starts them."""
+    common = {"MASTER_ADDR": "localhost", "MASTER_PORT": _free_port(), "WORLD_SIZE": str(n_processes)}
+    runs = [Run(config, {**common, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(n_processes)]
+    for run in runs:
+        assert run.finish() == 0, run.error()
+
+
+def curve(folder):
+    """Logged training loss by iteration."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "logs"))
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars("training/total")}
+
+
+def test_two_processes_train_as_one_with_the_same_global_batch(corpus, tmp_path):
+    """Noise and dropout on: random numbers go with the batch, not with the process that takes it."""
+    options = {"global_batches": 2, "max_iters": 20, "iters_per_checkpoint": 20, "with_tensorboard": True}
+    options |= {"flow_start_iters": [0, 8], "aligner_dim": 8, "aligner_iters": 4}
+    one = tiny_config(corpus, tmp_path / "one", **options)
+    run_on(1, one)
+    two = tiny_config(corpus, tmp_path / "two", **options)
+    run_on(2, two)
+    curves = curve(tmp_path / "one"), curve(tmp_path / "two")
+    assert list(curves[0]) == list(curves[1]) == [10, 20]
+    np.testing.assert_allclose(list(curves[1].values()), list(curves[0].values()), rtol=1e-4)
+    weights = last_state(tmp_path / "one")["model"], last_state(tmp_path / "two")["model"]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=1e-3)
+    # It goes on with another number of processes, from the same place.
+    assert last_state(tmp_path / "one")["sampler"] == last_state(tmp_path / "two")["sampler"]
+    two.train.max_iters = 22
+    run_on(1, two)
+    assert last_state(tmp_path / "two")["iteration"] == 22
+
+
+def test_a_state_of_another_model_is_refused(corpus, tmp_path):
+    train(tiny_config(corpus, tmp_path, max_iters=1))
+    with pytest.raises(InputError, match="of another model"):
+        train(tiny_config(corpus, tmp_path, max_iters=2, n_hidden=32))
+
+
+def test_checkpoint_path_takes_up_the_state_of_another_run(corpus, tmp_path):
+    train(tiny_config(corpus, tmp_path / "first", max_iters=2))
+    state = prepare(
+        tiny_config(corpus, tmp_path / "second", checkpoint_path=str(tmp_path / "first/training/00000002.pt"))
+    )
+    assert state.iteration == 2 and not training_states(tmp_path / "second")
+
+
+def test_steps_of_flow_join_one_after_the_other_in_one_run(corpus, tmp_path):
+    config = tiny_config(corpus, tmp_path, flow_start_iters=[4, 8], aligner_dim=8, aligner_iters=4, max_iters=10)
+    state = prepare(config)
+    moved = []
+    for _, batches in zip(range(10), steps(state)):
+        before = {k: v.clone() for k, v in state.model.named_parameters()}
+        done = step(state, batches)
+        moved.append(
+            {k.split(".")[0] + k[5:8] for k, v in state.model.named_parameters() if not torch.equal(v, before[k])}
+        )
+        state.iteration += 1
+        assert ("aligner" in done.losses) == (state.iteration <= 4)
+    kinds = [sorted({name for name in step_ if name.startswith(("flows", "aligner"))}) for step_ in moved]
+    assert all(all(name.startswith("aligner") for name in kind) for kind in kinds[:4])
+    assert all(kind == ["flows.0."] for kind in kinds[4:8])
+    assert all(kind == ["flows.0.", "flows.1."] for kind in kinds[8:])
+
+
+def one_batch(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    mel = torch.randn(3, 8, 20, generator=generator)
+    tokens = torch.randint(1, 185, (3, 6), generator=generator)
+    return Batch(
+        tokens, torch.tensor([6, 5, 4]), mel, torch.tensor([20, 18, 15]), torch.zeros(3).long(), None, ["x"] * 3
+    )
+
+
+def test_prior_and_ctc_fade_out_by_schedule(corpus, tmp_path):
+    config = tiny_config(corpus, tmp_path, attn_prior_full_iters=10, attn_prior_fade_iters=10, ctc_loss_start_iter=5)
+    torch.manual_seed(0)
+    model = build_model(config.model)
+    objective = Objective(model, config.train).eval()
+    assert [objective.guidance(k) for k in (0, 10, 15, 20, 99)] == [1, 1, 0.5, 0, 0]
+    weight = config.train.ctc_loss_weight
+    assert [objective.ctc_weight(k) for k in (0, 5, 10, 15, 20)] == [0, weight, weight, weight / 2, 0]
+    batch = one_batch()
+    attention = [objective(batch, k).output.steps[0].attention for k in (0, 15, 20)]
+    without = Objective(model, config.train, use_prior=False).eval()(batch, 0).output.steps[0].attention
+    torch.testing.assert_close(attention[2], without)
+    distances = [float((a - without).abs().mean()) for a in attention]
+    assert distances[0] > distances[1] > distances[2]
+    early, late = objective(batch, 0), objective(batch, 7)
+    torch.testing.assert_close(late.total - early.total, weight * late.named["ctc"])
+
+
+def test_prior_and_ctc_are_on_by_default_and_annealed():
+    default = TrainConfig()
+    assert default.use_ctc_loss and default.attn_prior_full_iters > 0 and default.attn_prior_fade_iters > 0
+
+
+def schedule(**options):
+    config = TrainConfig(**options)
+    return Schedule(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), config)
+
+
+def test_learning_rates():
+    constant = schedule(learning_rate=0.1, lr_warmup_iters=4)
+    assert [round(constant.apply(k), 3) for k in (0, 1, 3, 4, 900)] == [0.025, 0.05, 0.1, 0.1, 0.1]
+    assert constant.optimizer.param_groups[0]["lr"] == 0.1
+    cosine = schedule(learning_rate=1.0, lr_schedule="cosine", max_iters=100, lr_final_ratio=0.1)
+    assert [round(cosine.rate(k), 3) for k in (0, 50, 100, 200)] == [1.0, 0.55, 0.1, 0.1]
+    plateau = schedule(learning_rate=1.0, lr_schedule="plateau", lr_patience=2, lr_final_ratio=0.25)
+    rates = []
+    for loss in (1.0, 1.1, 1.2, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0):
+        plateau.validated(loss)
+        rates.append(plateau.rate(0))
+    assert rates == [1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25, 0.25]
+    again = schedule(learning_rate=1.0, lr_schedule="plateau", lr_patience=2, lr_final_ratio=0.25)
+    again.load_state_dict(plateau.state_dict())
+    assert again.rate(0) == 0.25 and again.best == 0.9
+
+
+def test_averaged_weights_follow_their_equation():
+    model = torch.nn.Linear(2, 2)
+    average = Average(model, 0.9)
+    torch.nn.init.constant_(model.weight, 1.0)
+    average.update(model)
+    assert torch.equal(average.module.weight, model.weight)
+    torch.nn.init.constant_(model.weight, 2.0)
+    average.update(model)
+    torch.testing.assert_close(average.module.weight, torch.full((2, 2), 1.1))
+    other = Average(model, 0.9)
+    other.load_state_dict(average.state_dict())
+    assert other.n_updates == 2 and torch.equal(other.module.weight, average.module.weight)
+
+
+@pytest.mark.parametrize("name", ["RAdam", "AdamW", "Adam"])
+def test_a_step_is_left_out_by_a_flag(name):
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = build_optimizer([parameter], TrainConfig(optim_algo=name, weight_decay=0.1))
+    for finite in (True, False, True):
+        parameter.grad = torch.ones(3) if finite else torch.full((3,), math.nan)
+        before, state = parameter.detach().clone(), {k: v.clone() for k, v in optimizer.state[parameter].items()}
+        if skip_unless(optimizer, torch.tensor(finite)):
+            optimizer.step()
+        assert torch.equal(before, parameter) != finite
+        if not finite:
+            assert same(state, dict(optimizer.state[parameter]))
+
+
+def test_precision_by_name():
+    fast = torch.cpu._is_avx512_bf16_supported()
+    assert mixed_precision(TrainConfig()) == "no"
+    assert mixed_precision(TrainConfig(fp16_run=True)) == ("bf16" if fast else "no")
+    assert mixed_precision(TrainConfig(fp16_run=True, precision="float32")) == "no"
+    assert mixed_precision(TrainConfig(precision="bfloat16")) == "bf16"
+    with pytest.raises(InputError, match="float16"):
+        mixed_precision(TrainConfig(precision="float16"))
+
+
+def test_bfloat16_trains_with_determinant_softmax_and_ctc_in_float32(corpus, tmp_path):
+    wide = losses_of(tiny_config(corpus, tmp_path / "wide"), 10)
+    config = tiny_config(corpus, tmp_path / "half", precision="bfloat16")
+    np.testing.assert_allclose(losses_of(config, 10), wide, rtol=0.02, atol=0.02)
+    state = prepare(config)
+    batches = next(steps(state))
+    with state.accelerator.autocast():
+        losses = state.model and Objective(state.model, config.train)(batches[0], 0)
+    aux = losses.output.steps[0]
+    kinds = {t.dtype for t in (losses.total, losses.output.log_det, aux.log_scale, aux.attention, losses.named["ctc"])}
+    assert kinds == {torch.float32}
+    # Rounded to bfloat16 they would have no digits beyond its eight bits.
+    assert not torch.equal(aux.log_scale, aux.log_scale.bfloat16().float()) or not aux.log_scale.any()
