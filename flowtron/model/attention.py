@@ -31,15 +31,16 @@ class AttentionWindow(NamedTuple):
     first token (the last, for a step that runs backward in time), follows the strongest token, never turns back, and
     moves on by itself after `patience_frames`. The gate counts once the last token is in the window; an item ends
     without it after `tail_frames` at its last token, 0 for never. Steps of flow that come after attend near the path of
-    this one, within about `path_width` frames. Source: monotonic windows, Chorowski et al. 2015, section 3.
+    this one, within about `path_width` frames. The defaults skipped fewest words of a trained voice whose durations
+    were left out (docs/INFERENCE.md). Source: monotonic windows, Chorowski et al. 2015, section 3.
     """
 
-    back: int = 1
-    ahead: int = 3
-    patience_frames: int = 40
-    tail_frames: int = 40
+    back: int = 0
+    ahead: int = 1
+    patience_frames: int = 25
+    tail_frames: int = 25
     backward: bool = False
-    path_width: float = 6.0
+    path_width: float = 3.0
 
 
 class WindowWalk:
