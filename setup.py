@@ -18,7 +18,7 @@ EXTRAS = {
         "pyworld",
     ],
     "onnx": ["onnx", "onnxscript", "onnxruntime"],
-    "app": ["gradio>=5", "fastapi", "uvicorn", "python-multipart"],
+    "app": ["gradio>=6", "fastapi", "uvicorn", "python-multipart"],
     "shards": ["webdataset"],
     "dev": [
         "pytest",

@@ -456,6 +456,10 @@ def figure(result: Result) -> "Figure":
     """Picture of a corpus: lengths, pace, level and minutes by speaker, dropped recordings in red."""
     from matplotlib.figure import Figure
 
+    def bins(values: list[float], least: float) -> np.ndarray:
+        middle, half = (max(values) + min(values)) / 2, max(max(values) - min(values), least) / 2
+        return np.linspace(middle - half, middle + half, 40)
+
     drawn = Figure(figsize=(12, 8), layout="constrained")
     (lengths, pace), (levels, speakers) = drawn.subplots(2, 2)
     dropped = result.dropped
@@ -463,10 +467,13 @@ def figure(result: Result) -> "Figure":
     groups = [([x for x in read if x.number not in dropped], "C0", "stays")]
     groups.append(([x for x in read if x.number in dropped], "C3", "to drop"))
     for group, colour, label in groups:
+        if not group:
+            continue
         seconds = [line.sound.seconds for line in group]
-        lengths.hist(seconds, bins=40, color=colour, label=label, alpha=0.8)
+        lengths.hist(seconds, bins=bins(seconds, 1.0), color=colour, label=label, alpha=0.8)
         pace.scatter(seconds, [_spoken_length(x.text) for x in group], s=4, color=colour, label=label)
-        levels.hist([line.sound.level_db for line in group], bins=40, color=colour, label=label, alpha=0.8)
+        level = [line.sound.level_db for line in group]
+        levels.hist(level, bins=bins(level, 1.0), color=colour, label=label, alpha=0.8)
     minutes: dict[str, float] = defaultdict(float)
     for line in result.kept:
         minutes[line.speaker] += line.sound.seconds / 60
@@ -474,8 +481,9 @@ def figure(result: Result) -> "Figure":
     speakers.bar(range(len(names)), [minutes[name] for name in names])
     speakers.set_xticks(range(len(names)), names, rotation=90 if len(names) > 8 else 0)
     lengths.set(title="length", xlabel="seconds", ylabel="recordings")
-    pace.set(title="text and sound", xlabel="seconds", ylabel="letters", yscale="symlog")
+    pace.set(title="text and sound", xlabel="seconds", ylabel="letters")
     levels.set(title="level", xlabel="dB of full scale", ylabel="recordings")
     speakers.set(title="speakers", ylabel="minutes that stay")
-    lengths.legend()
+    if read:
+        lengths.legend()
     return drawn

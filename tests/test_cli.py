@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,6 +62,12 @@ WRONG = {
     "prepare": [["ljspeech", "none", "-o", "out"], ["nonsense", ".", "-o", "out"], ["folder", "junk.bin", "-o", "out"]],
     "check": [["none.txt"], ["junk.bin", "-o", "none/a.txt"]],
     "train": [["-c", "none.json"], ["-c", "junk.bin"]],
+    "serve": [
+        ["no/such/voice", "--port", "0"],
+        ["junk.bin", "--port", "0"],
+        ["--port", "99999"],
+        ["--host", "999.1.1.1"],
+    ],
     "evaluate": [["no/such/voice", "--sentences", "none.txt"], ["no", "--sentences", "a.txt", "--worst", "2"]],
     "convert": [["none.pt", "out"], ["junk.bin", "out"]],
     "export": [["none", "out.pt"], ["junk.bin", "out.pt"]],
@@ -83,7 +90,7 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(name, arguments, tmp_path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["junk.bin"]
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "say"])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("say", "serve")])
 def test_without_arguments_a_subcommand_tells_what_it_needs(name, capsys):
     assert run(name) == 2
     error = capsys.readouterr().err
@@ -94,6 +101,12 @@ def test_say_without_arguments_reads_standard_input_and_wants_words(monkeypatch,
     monkeypatch.setattr(sys, "stdin", Pipe(b""))
     assert run("say") == 2
     assert "nothing to speak" in capsys.readouterr().err
+
+
+def test_serve_without_arguments_wants_a_voice_where_none_is_bundled(capsys, monkeypatch):
+    monkeypatch.setattr("flowtron.synthesizer.VOICES", Path("none"))
+    assert run("serve", "--port", "0") == 2
+    assert capsys.readouterr().err == "flowtron serve: no voice is bundled; name a checkpoint folder.\n"
 
 
 def test_flowtron_without_arguments_names_the_subcommands(capsys):

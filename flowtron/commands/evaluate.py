@@ -8,7 +8,7 @@ from flowtron.commands import Outcome, add_voice_options, check_writable, load_v
 EXAMPLES = """\
 flowtron evaluate runs/demo/checkpoints/00008500 --sentences corpus/test.txt
 flowtron evaluate runs/demo/checkpoints/00008500 --sentences corpus/test.txt --limit 20 --json > measures.json
-flowtron evaluate runs/demo/checkpoints/00008500 --sentences corpus/test.txt --report report.json --worst 5
+flowtron evaluate runs/demo/checkpoints/00008500 --sentences corpus/test.txt --output report.json --worst 5
 """
 
 
@@ -23,7 +23,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--whisper", default=None, help="folder of a faster-whisper model; the packaged one if absent")
     parser.add_argument("--pitch", action="store_true", help="also measure pitch, which takes longer")
     parser.add_argument("--no-references", action="store_true", help="leave recordings and copy synthesis unmeasured")
-    parser.add_argument("--report", default=None, help="JSON file to write, with every utterance and what was heard")
+    parser.add_argument(
+        "-o", "--output", default=None, help="JSON file to write, with every utterance and what was heard"
+    )
     parser.add_argument(
         "--worst", type=int, default=0, help="also write the worst so many as wav and picture beside it"
     )
@@ -35,9 +37,9 @@ def run(options: argparse.Namespace) -> Outcome:
     from flowtron.errors import InputError
     from flowtron.evaluate import evaluate, table, write_report
 
-    check_writable(options.report)
-    if options.worst and not options.report:
-        raise InputError(f"--worst {options.worst} has no place to write to; name a file with --report.")
+    check_writable(options.output)
+    if options.worst and not options.output:
+        raise InputError(f"--worst {options.worst} has no place to write to; name a file with --output.")
     references: list[Utterance] = []
     taken: dict[str, int] = {}
     for utterance in read_filelist(options.sentences):
@@ -57,7 +59,7 @@ def run(options: argparse.Namespace) -> Outcome:
             **sampling,
         )
     lines = [table(summary)]
-    if options.report:
-        written = write_report(summary, rows, Path(options.report), options.worst)
+    if options.output:
+        written = write_report(summary, rows, Path(options.output), options.worst)
         lines.append(f"wrote {', '.join(map(str, written))}")
     return Outcome("\n".join(lines), summary)

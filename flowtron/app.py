@@ -1,0 +1,176 @@
+"""The web page of `flowtron serve`: speak, and compare.
+
+Needs the extra `app`.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowtron.encode import encode
+from flowtron.errors import InputError
+from flowtron.service import SEED_LIMIT, Service, describe
+from flowtron.speech import Speech
+from flowtron.synthesizer import DEFAULT_SIGMA
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+FILE_SECONDS = 3600  # that files for download are kept
+EXAMPLE = "It is well known that deep generative models have a rich latent space."
+
+
+def picture(speech: Speech) -> np.ndarray:
+    """Mel and attention of an utterance as pixels (height, width, 3)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    from flowtron.plots import speech_figure
+
+    canvas = FigureCanvasAgg(speech_figure(speech))
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def times(speech: Speech) -> list[list[Any]]:
+    """Rows of word, start and end in seconds."""
+    return [[word.text, round(word.start_seconds, 3), round(word.end_seconds, 3)] for word in speech.words]
+
+
+class Downloads:
+    """Files for download, in a folder of their own, deleted after a while."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="flowtron_"))
+
+    def add(self, speech: Speech) -> tuple[str, str]:
+        """Write an utterance as wav and JSON; return the paths."""
+        for old in self.folder.iterdir():
+            if time.time() - old.stat().st_mtime > FILE_SECONDS:
+                shutil.rmtree(old, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        wav, values = folder / "speech.wav", folder / "speech.json"
+        wav.write_bytes(encode(speech.wav, speech.sample_rate, "wav"))
+        values.write_text(json.dumps(describe(speech), indent=1, ensure_ascii=False), encoding="utf-8")
+        return str(wav), str(values)
+
+    def close(self) -> None:
+        """Delete them all."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def build_page(service: Service, downloads: Downloads) -> Any:
+    """Build the gradio page."""
+    import gradio as gr
+
+    names = list(service.choices)
+
+    def told(work: Callable[[], Any]) -> Any:
+        """Do the work of a click; an error becomes its sentence."""
+        try:
+            return work()
+        except InputError as problem:
+            raise gr.Error(str(problem), print_exception=False) from None
+
+    def sound(speech: Speech) -> tuple[int, np.ndarray]:
+        return speech.sample_rate, (speech.wav.clip(-1, 1) * 32767).astype(np.int16)
+
+    def everything(speech: Speech) -> tuple[Any, ...]:
+        wav, values = downloads.add(speech)
+        return sound(speech), picture(speech), times(speech), wav, values, " ".join(speech.notes)
+
+    def speak(text: str, name: str, sigma: float, rate: float, seed: float) -> tuple[Any, ...]:
+        return told(lambda: everything(service.speak(text or "", name, sigma, rate, _whole(seed))))
+
+    def compare(text: str, *settings: Any) -> tuple[Any, ...]:
+        def work() -> tuple[Any, ...]:
+            results: list[Any] = []
+            for name, sigma, rate, seed in (settings[:4], settings[4:]):
+                speech = service.speak(text or "", name, sigma, rate, _whole(seed))
+                results += [sound(speech), picture(speech)]
+            return tuple(results)
+
+        return told(work)
+
+    def text_box(key: str) -> Any:
+        return gr.Textbox(EXAMPLE, label="Text", lines=3, elem_id=f"{key}-text")
+
+    def voice_list(key: str, label: str = "Voice", start: int = 0) -> Any:
+        return gr.Dropdown(names, value=names[start % len(names)], label=label, elem_id=f"{key}-voice")
+
+    def sampling(key: str, seed: int = 1234) -> tuple[Any, Any, Any]:
+        return (
+            gr.Slider(0, service.limits.sigma, DEFAULT_SIGMA, step=0.001, label="Sigma", elem_id=f"{key}-sigma"),
+            gr.Slider(0.5, 2, 1, step=0.05, label="Rate", elem_id=f"{key}-rate"),
+            gr.Number(seed, label="Seed", precision=0, minimum=0, maximum=SEED_LIMIT - 1, elem_id=f"{key}-seed"),
+        )
+
+    def player(key: str) -> Any:
+        # The browser's own player: it works for long speech, and with a keyboard.
+        return gr.Audio(
+            label="Speech",
+            format="wav",
+            interactive=False,
+            buttons=["download"],
+            waveform_options=gr.WaveformOptions(show_recording_waveform=False),
+            elem_id=f"{key}-audio",
+        )
+
+    def results(key: str) -> list[Any]:
+        audio = player(key)
+        image = gr.Image(label="Mel and attention", interactive=False, elem_id=f"{key}-image")
+        words = gr.Dataframe(headers=["word", "start", "end"], label="Times in seconds", elem_id=f"{key}-words")
+        with gr.Row():
+            wav = gr.DownloadButton("Download wav", elem_id=f"{key}-wav")
+            values = gr.DownloadButton("Download JSON", elem_id=f"{key}-json")
+        notes = gr.Textbox(label="Notes", interactive=False, elem_id=f"{key}-notes")
+        return [audio, image, words, wav, values, notes]
+
+    with gr.Blocks(title="Flowtron", analytics_enabled=False, delete_cache=(600, FILE_SECONDS)) as page:
+        gr.Markdown(
+            "# Flowtron\nText-to-speech with an autoregressive flow. The HTTP API is described at [/docs](/docs)."
+        )
+        with gr.Tab("Speak", elem_id="tab-speak"), gr.Row():
+            with gr.Column():
+                asked = [text_box("speak"), voice_list("speak"), *sampling("speak")]
+                button = gr.Button("Speak", variant="primary", elem_id="speak-button")
+            with gr.Column():
+                button.click(speak, asked, results("speak"), api_visibility="private")
+        with gr.Tab("Compare", elem_id="tab-compare"):
+            asked, answers = [text_box("compare")], list[Any]()
+            button = gr.Button("Speak both", variant="primary", elem_id="compare-button")
+            with gr.Row():
+                for number, side in enumerate("ab"):
+                    with gr.Column():
+                        asked += [voice_list(side, f"Voice {side.upper()}", number), *sampling(side, 1234 + number)]
+                        answers.append(player(side))
+                        answers.append(gr.Image(label="Mel and attention", interactive=False, elem_id=f"{side}-image"))
+            button.click(compare, asked, answers, api_visibility="private")
+    page.queue(default_concurrency_limit=4, max_size=service.limits.queue)
+    return page
+
+
+def _whole(seed: float | None) -> int:
+    return 1234 if seed is None else int(seed)
+
+
+def build_app(service: Service) -> Any:
+    """Build the whole application: the API, and the page on the same server."""
+    import gradio as gr
+
+    from flowtron.api import build_api
+
+    downloads = Downloads()
+    page = build_page(service, downloads)
+    api = build_api(service)
+    api.router.add_event_handler("shutdown", downloads.close)
+    # Fonts of the system: the page loads nothing from elsewhere.
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    return gr.mount_gradio_app(
+        api, page, path="/", max_file_size=service.limits.upload_bytes, theme=theme, show_error=True, footer_links=[]
+    )

@@ -1,0 +1,167 @@
+"""What the web page and the HTTP API share: voices, limits, and one queue in front of the model."""
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from flowtron.errors import InputError
+from flowtron.speech import Speech
+from flowtron.synthesizer import DEFAULT_SIGMA, Synthesizer
+
+T = TypeVar("T")
+SEED_LIMIT = 2**31
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may ask for. queue: how many may wait or be at work at once; the next one is refused."""
+
+    text_characters: int = 2000
+    upload_bytes: int = 20_000_000
+    queue: int = 32
+    sigma: float = 2.0
+    rate_least: float = 0.25
+    rate_most: float = 4.0
+
+
+class BusyError(InputError):
+    """Too many requests at once."""
+
+
+class Choice(NamedTuple):
+    """A speaker of one of the voices, and the name that stands for it."""
+
+    name: str
+    voice: Synthesizer
+    speaker: str
+
+
+class Service:
+    """Voices by name, one utterance at a time: the model uses all cores, so more at once would only be slower."""
+
+    def __init__(self, voices: Mapping[str, Synthesizer], limits: Limits = Limits()) -> None:
+        """Serve voices, each with all of its speakers.
+
+        Raises:
+            InputError: there is no voice.
+        """
+        if not voices:
+            raise InputError("there is no voice to serve; name a checkpoint folder.")
+        self.voices, self.limits = dict(voices), limits
+        self.choices: dict[str, Choice] = {}
+        for name, voice in self.voices.items():
+            rows = voice.model.speaker_embedding.num_embeddings
+            for speaker in voice.speakers or [str(row) for row in range(rows)]:
+                # With one voice its name would only be in the way.
+                choice = speaker if len(self.voices) == 1 else f"{name}/{speaker}"
+                self.choices[choice] = Choice(choice, voice, speaker)
+        self._work = threading.Lock()
+        self._count = threading.Lock()
+        self.waiting = 0
+
+    def choose(self, name: str | None) -> Choice:
+        """Return a speaker by name; the first when there is none.
+
+        Raises:
+            InputError: there is no such speaker; those that there are are named.
+        """
+        if not name:
+            return next(iter(self.choices.values()))
+        if name in self.choices:
+            return self.choices[name]
+        known = list(self.choices)
+        listed = ", ".join(known[:20]) + (" ..." if len(known) > 20 else "")
+        raise InputError(f"there is no voice {name[:80]!r}; choose one of {listed}.")
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait for the model.
+
+        Raises:
+            BusyError: too many wait already.
+        """
+        with self._count:
+            if self.waiting >= self.limits.queue:
+                raise BusyError(f"{self.waiting} requests are waiting, and no more may; try again in a while.")
+            self.waiting += 1
+        try:
+            with self._work:
+                yield
+        finally:
+            with self._count:
+                self.waiting -= 1
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Do something with the model when it is free.
+
+        Raises:
+            BusyError: too many wait already.
+        """
+        with self.turn():
+            return work()
+
+    def check(self, text: str, sigma: float, rate: float, seed: int) -> None:
+        """Hold a request against the limits.
+
+        Raises:
+            InputError: naming the value and the limit.
+        """
+        limits = self.limits
+        if len(text) > limits.text_characters:
+            raise InputError(
+                f"the text has {len(text)} characters, more than {limits.text_characters}; send it in parts."
+            )
+        if not text.strip():
+            raise InputError("the text is empty; give at least one word.")
+        if not (math.isfinite(sigma) and 0 <= sigma <= limits.sigma):
+            raise InputError(f"sigma is {sigma:g}, expected 0 to {limits.sigma:g}; give for example {DEFAULT_SIGMA}.")
+        if not (math.isfinite(rate) and limits.rate_least <= rate <= limits.rate_most):
+            raise InputError(
+                f"rate is {rate:g}, expected {limits.rate_least:g} to {limits.rate_most:g}; give for example 1."
+            )
+        if not 0 <= seed < SEED_LIMIT:
+            raise InputError(f"seed is {seed}, expected 0 to {SEED_LIMIT - 1}; give for example 1234.")
+
+    def speak(
+        self, text: str, name: str | None = None, sigma: float | None = None, rate: float = 1.0, seed: int = 1234
+    ) -> Speech:
+        """Speak a text within the limits.
+
+        Args:
+            text: what to say.
+            name: of a speaker; the first when empty.
+            sigma: standard deviation of z; the default when None.
+            rate: speaking rate, 2 is twice as fast.
+            seed: of the draw.
+
+        Raises:
+            InputError: a value is beyond its limit, there is no such speaker, or nothing to say.
+            BusyError: too many requests wait already.
+        """
+        sigma = DEFAULT_SIGMA if sigma is None else sigma
+        self.check(text, sigma, rate, seed)
+        choice = self.choose(name)
+        return self.run(lambda: choice.voice(text, speaker=choice.speaker, sigma=sigma, rate=rate, seed=seed))
+
+
+def describe(speech: Speech) -> dict[str, Any]:
+    """What is known of an utterance besides its sound, as JSON values: times, notes, and how the attention went."""
+
+    def rows(intervals: list[Any]) -> list[dict[str, Any]]:
+        return [{"text": i.text, "start": i.start_seconds, "end": i.end_seconds} for i in intervals]
+
+    return {
+        "text": speech.text,
+        "speaker": speech.speaker,
+        "seconds": speech.seconds,
+        "sample_rate": speech.sample_rate,
+        "sigma": speech.sigma,
+        "seed": speech.seed,
+        "words": rows(speech.words),
+        "tokens": rows(speech.tokens),
+        "alignment_complete": speech.alignment.is_complete,
+        "notes": speech.notes,
+    }
