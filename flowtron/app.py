@@ -1,4 +1,4 @@
-"""The web page of `flowtron serve`: speak, and compare.
+"""The web page of `flowtron serve`: speak, compare, interpolate between voices, transfer a style.
 
 Needs the extra `app`.
 """
@@ -97,6 +97,16 @@ def build_page(service: Service, downloads: Downloads) -> Any:
 
         return told(work)
 
+    def between(text: str, first: str, second: str, weight: float, sigma: float, seed: float) -> tuple[Any, ...]:
+        return told(lambda: everything(blend(service, text or "", first, second, weight, sigma, _whole(seed))))
+
+    def transfer(
+        text: str, name: str, reference: str | None, transcript: str, strength: float, seed: float
+    ) -> tuple[Any, ...]:
+        return told(
+            lambda: everything(style(service, text or "", name, reference, transcript or "", strength, _whole(seed)))
+        )
+
     def text_box(key: str) -> Any:
         return gr.Textbox(EXAMPLE, label="Text", lines=3, elem_id=f"{key}-text")
 
@@ -151,12 +161,90 @@ def build_page(service: Service, downloads: Downloads) -> Any:
                         answers.append(player(side))
                         answers.append(gr.Image(label="Mel and attention", interactive=False, elem_id=f"{side}-image"))
             button.click(compare, asked, answers, api_visibility="private")
+        with gr.Tab("Between two voices", elem_id="tab-between"), gr.Row():
+            with gr.Column():
+                asked = [
+                    text_box("between"),
+                    voice_list("first", "First voice"),
+                    voice_list("second", "Second voice", 1),
+                ]
+                asked.append(gr.Slider(0, 1, 0.5, step=0.01, label="Share of the second", elem_id="between-weight"))
+                sigma, _, seed = sampling("between")
+                button = gr.Button("Speak", variant="primary", elem_id="between-button")
+            with gr.Column():
+                button.click(between, [*asked, sigma, seed], results("between"), api_visibility="private")
+        with gr.Tab("Style of a recording", elem_id="tab-style"), gr.Row():
+            with gr.Column():
+                asked = [text_box("style"), voice_list("style")]
+                asked.append(
+                    gr.Audio(
+                        sources=["upload", "microphone"], type="filepath", label="Reference", elem_id="style-reference"
+                    )
+                )
+                asked.append(gr.Textbox(label="What is said in the reference", elem_id="style-transcript"))
+                asked.append(gr.Slider(0.01, 4, 0.5, step=0.01, label="Lambda: less is closer to the reference"))
+                asked.append(gr.Number(1234, label="Seed", precision=0))
+                button = gr.Button("Speak", variant="primary", elem_id="style-button")
+            with gr.Column():
+                button.click(transfer, asked, results("style"), api_visibility="private")
     page.queue(default_concurrency_limit=4, max_size=service.limits.queue)
     return page
 
 
 def _whole(seed: float | None) -> int:
     return 1234 if seed is None else int(seed)
+
+
+def blend(service: Service, text: str, first: str, second: str, weight: float, sigma: float, seed: int) -> Speech:
+    """Speak as a speaker between two of one voice.
+
+    Raises:
+        InputError: the two are of different models, or a value is beyond its limit.
+    """
+    from flowtron.style import blend_speakers
+
+    service.check(text, sigma, 1.0, seed)
+    a, b = service.choose(first), service.choose(second)
+    if a.voice is not b.voice:
+        raise InputError(f"{a.name} and {b.name} are of different models; choose two speakers of one.")
+
+    def work() -> Speech:
+        voice, name = blend_speakers(a.voice, a.speaker, b.speaker, float(weight))
+        return voice(text, speaker=name, sigma=sigma, seed=seed)
+
+    return service.run(work)
+
+
+def style(
+    service: Service, text: str, name: str, reference: str | None, transcript: str, strength: float, seed: int
+) -> Speech:
+    """Speak in the style of a recording.
+
+    Raises:
+        InputError: there is no recording or transcript, or they cannot be used.
+    """
+    from flowtron.data import Utterance
+    from flowtron.style import Posterior, encode
+
+    service.check(text, DEFAULT_SIGMA, 1.0, seed)
+    if not reference:
+        raise InputError("there is no reference; record or upload one.")
+    if not any(character.isalnum() for character in transcript):
+        raise InputError("the transcript of the reference is empty; write what is said in it.")
+    if len(transcript) > service.limits.text_characters:
+        raise InputError(f"the transcript has {len(transcript)} characters, too many; use a shorter reference.")
+    choice = service.choose(name)
+
+    def work() -> Speech:
+        try:
+            (evidence,) = encode(choice.voice, [Utterance(Path(reference), transcript, choice.speaker)], choice.speaker)
+        except InputError as problem:
+            # Its path on this machine is no business of the one who uploaded it.
+            raise InputError(str(problem).replace(str(reference), "the reference")) from None
+        posterior = Posterior.of([evidence.z], float(strength))
+        return choice.voice.render(text, choice.speaker, z=posterior.source(seed))
+
+    return service.run(work)
 
 
 def build_app(service: Service) -> Any:

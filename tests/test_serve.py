@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
-from tiny import save_tiny_voice
+from tiny import save_tiny_voice, write_wav
 
 from flowtron.cli import main
 from flowtron.commands.serve import listen
@@ -352,3 +352,67 @@ def test_two_browsers_at_once_get_their_own(browser, url, voice):
         wav, rate = spoken(page)
         assert len(wav) / rate == pytest.approx(voice(text, speaker="ann").seconds, abs=0.01)
         page.close()
+
+
+def open_tab(page, name):
+    page.get_by_role("tab", name=name).click()
+
+
+def test_a_browser_hears_a_speaker_between_two(page, voice):
+    open_tab(page, "Between two voices")
+    page.locator("#between-text textarea").fill("Somewhere in between.")
+    page.locator("#between-weight input[type=number]").fill("0.25")
+    page.locator("#between-weight input[type=number]").press("Tab")
+    page.locator("#between-button").click()
+    wav, _ = spoken(page, "between")
+    from flowtron.app import blend
+
+    expected = blend(Service({"tiny": voice}), "Somewhere in between.", "ann", "ben", 0.25, 0.667, 1234)
+    assert len(wav) == len(expected.wav) and np.abs(wav - expected.wav).max() < 1e-3
+
+
+def test_a_browser_uploads_a_reference_and_hears_its_style(page, voice, tmp_path):
+    open_tab(page, "Style of a recording")
+    page.locator("#style-reference input[type=file]").set_input_files(write_wav(tmp_path / "reference.wav", 1.0))
+    page.locator("#style-reference audio, #style-reference [data-testid^=waveform]").first.wait_for(state="attached")
+    page.locator("#style-text textarea").fill("In the style of a tone.")
+    page.locator("#style-transcript textarea").fill("A tone is heard.")
+    page.locator("#style-button").click()
+    wav, _ = spoken(page, "style")
+    from flowtron.app import style
+
+    asked = ("In the style of a tone.", "ann", str(tmp_path / "reference.wav"), "A tone is heard.", 0.5, 1234)
+    expected = style(Service({"tiny": voice}), *asked)
+    assert len(wav) == len(expected.wav) and np.abs(wav - expected.wav).max() < 1e-3
+
+
+def test_a_browser_is_told_that_an_upload_is_broken(page, tmp_path):
+    open_tab(page, "Style of a recording")
+    (tmp_path / "broken.wav").write_bytes(b"RIFF junk" * 50)
+    page.locator("#style-transcript textarea").fill("What was said.")
+    page.locator("#style-button").click()
+    assert "record or upload one" in toast(page, "there is no reference")
+    page.locator("#style-reference input[type=file]").set_input_files(tmp_path / "broken.wav")
+    page.locator("#style-reference audio, #style-reference [data-testid^=waveform]").first.wait_for(state="attached")
+    page.locator("#style-button").click()
+    told = toast(page, "not a readable sound file")
+    assert "the reference" in told and "/tmp" not in told
+
+
+def test_a_browser_is_told_that_an_upload_is_too_long(page, tmp_path):
+    open_tab(page, "Style of a recording")
+    page.locator("#style-reference input[type=file]").set_input_files(write_wav(tmp_path / "long.wav", 20))
+    page.locator(".toast-wrap").wait_for()
+    assert "size" in page.locator(".toast-wrap").inner_text().lower()
+
+
+def test_speakers_of_different_models_and_wordless_references_are_refused(voice, tmp_path):
+    from flowtron.app import blend, style
+
+    service = Service({"one": voice, "two": Synthesizer.load(save_tiny_voice(tmp_path / "other"))}, LIMITS)
+    with pytest.raises(InputError, match="of different models"):
+        blend(service, "Hi.", "one/ann", "two/ann", 0.5, 0.5, 1)
+    reference = str(write_wav(tmp_path / "a.wav"))
+    for transcript, told in (("...", "transcript"), ("a" * 201, "transcript"), ("\u0635\u0628", "no symbol")):
+        with pytest.raises(InputError, match=told):
+            style(service, "Hi.", "one/ann", reference, transcript, 0.5, 1)
