@@ -9,6 +9,8 @@ from flowtron.config import ModelConfig
 from flowtron.errors import InputError
 from flowtron.model import build_model
 from flowtron.model.aligner import monotonic_durations, path_prior
+from flowtron.model.attention import AttentionWindow
+from flowtron.model.graph import StaticStep
 
 SMALL = {"n_text": 20, "n_text_dim": 8, "n_speaker_dim": 4, "n_hidden": 10, "n_attn_channels": 6, "n_mel_channels": 5}
 
@@ -218,3 +220,27 @@ def test_one_token_and_one_frame(values):
     sample = model.inverse(output.z, batch["mel_lengths"], batch["tokens"], batch["token_lengths"], batch["speaker_id"])
     torch.testing.assert_close(sample.mel, batch["mel"], atol=1e-9, rtol=0)
     output.z.sum().backward()
+
+
+@pytest.mark.parametrize("variant", [{}, {"use_cumm_attention": True}], ids=str)
+@pytest.mark.parametrize("windowed", [True, False])
+def test_frames_over_static_tensors_are_those_of_the_inverse(variant, windowed, monkeypatch):
+    """What a CUDA graph replays, run without one."""
+    model = small_model(**variant).requires_grad_(False)
+    batch = ragged_batch()
+    z = torch.randn(3, 5, 9, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    arguments = (z, batch["mel_lengths"], batch["tokens"], batch["token_lengths"], batch["speaker_id"])
+    prior = torch.rand(3, 9, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    options = {
+        "attention_prior": None if windowed else prior,
+        "window": AttentionWindow(patience_frames=2) if windowed else None,
+        "gate_threshold": 0.6,
+    }
+    wanted = model.inverse(*arguments, **options)
+    assert wanted.mel_lengths.tolist() != batch["mel_lengths"].tolist()
+    monkeypatch.setattr("flowtron.model.flow._EagerStep", StaticStep)
+    static = model.inverse(*arguments, **options)
+    torch.testing.assert_close(static.mel, wanted.mel)
+    assert static.mel_lengths.equal(wanted.mel_lengths)
+    for here, there in zip(static.attention, wanted.attention):
+        torch.testing.assert_close(here, there)

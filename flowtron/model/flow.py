@@ -15,6 +15,9 @@ from flowtron.kernels.step import run_step
 from flowtron.kernels.step_weights import StepWeights
 from flowtron.model.attention import AdditiveAttention, Attended, AttentionWindow, LocationGate, WindowWalk
 from flowtron.model.encoder import length_mask, stack_padded
+from flowtron.model.graph import StaticStep
+
+FRAMES_PER_QUESTION = 16
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,25 @@ class Conditioner(nn.Module):
         return conditioning, State(attention_state, lstm_state, location)
 
 
+class _EagerStep:
+    """Computes frame after frame of `AffineFlow.inverse`, with gradients where they are wanted."""
+
+    def __init__(self, conditioner: Conditioner, memory: tuple[Tensor, Tensor], context: Context, z: Tensor) -> None:
+        self.conditioner, self.memory, self.context, self.z = conditioner, memory, context, z
+        self.frame, self.state = torch.zeros_like(z[:, 0]), State()
+
+    def __call__(self, t: int, allowed: Tensor | None) -> tuple[Tensor, Conditioning]:
+        """Return frame t (B, D) and what it was conditioned on; frames come in order."""
+        prior, given = (
+            None if rows is None else rows[:, t : t + 1]
+            for rows in (self.context.attention_prior, self.context.attention)
+        )
+        here = replace(self.context, attention_prior=prior, attention=given, allowed=allowed)
+        conditioning, self.state = self.conditioner(self.frame[:, None], self.memory, here, self.state)
+        self.frame = (self.z[:, t] - conditioning.shift[:, 0]) * (-conditioning.log_scale[:, 0]).exp()
+        return self.frame, conditioning
+
+
 class AffineFlow(nn.Module):
     """Autoregressive affine coupling: z_t = exp(log_scale_t) · x_t + shift_t, both functions of x_{<t}.
 
@@ -241,20 +263,15 @@ class AffineFlow(nn.Module):
         """
         if weights is not None:
             return self._inverse_compiled(z, context, gate_threshold, weights)
-        memory, state = self.conditioner.memory(context.encoded), None
+        memory = self.conditioner.memory(context.encoded)
         lengths = context.mel_lengths.clone()
         walk = None if context.window is None else WindowWalk(context.window, context.token_mask)
-        frame = torch.zeros_like(z[:, 0])
+        graphed = z.is_cuda and not torch.is_grad_enabled()
+        step = (StaticStep if graphed else _EagerStep)(self.conditioner, memory, context, z)
         frames: list[Tensor] = []
         steps: list[Conditioning] = []
         for t in range(int(lengths.max())):
-            prior, given = (
-                None if rows is None else rows[:, t : t + 1] for rows in (context.attention_prior, context.attention)
-            )
-            allowed = None if walk is None else walk.allowed()
-            here = replace(context, attention_prior=prior, attention=given, allowed=allowed)
-            conditioning, state = self.conditioner(frame[:, None], memory, here, state)
-            frame = (z[:, t] - conditioning.shift[:, 0]) * (-conditioning.log_scale[:, 0]).exp()
+            frame, conditioning = step(t, None if walk is None else walk.allowed())
             frames.append(frame)
             steps.append(conditioning)
             stops = torch.zeros_like(lengths, dtype=torch.bool)
@@ -266,9 +283,12 @@ class AffineFlow(nn.Module):
                 stops |= fires if walk is None else fires & walk.is_near_end()
             if walk is not None or gate_threshold is not None:
                 lengths = torch.where(stops & (lengths > t), t + 1, lengths)
-                if int(lengths.max()) <= t + 1:
+                # Asking a GPU makes it wait, so it is asked seldom, and frames too many are cut off.
+                if (not z.is_cuda or t % FRAMES_PER_QUESTION == 0) and int(lengths.max()) <= t + 1:
                     break
-        mask = length_mask(lengths, len(frames))[..., None]
+        T = int(lengths.max())
+        frames, steps = frames[:T], steps[:T]
+        mask = length_mask(lengths, T)[..., None]
         gates = [step.gate_logits for step in steps if step.gate_logits is not None]
         aux = FlowAux(
             None,
