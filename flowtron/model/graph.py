@@ -101,8 +101,14 @@ class StaticStep:
         self.replay()
         # The next frame overwrites what this one computed.
         made = self.conditioning
-        copies = {name: None if x is None else x.clone() for name, x in made._asdict().items()}
-        return self.frame.clone(), made._replace(**copies)
+        copies = made._replace(
+            log_scale=made.log_scale.clone(),
+            shift=made.shift.clone(),
+            attention=made.attention.clone(),
+            attention_logprob=made.attention_logprob.clone(),
+            gate_logits=None if made.gate_logits is None else made.gate_logits.clone(),
+        )
+        return self.frame.clone(), copies
 
 
 def _tensors(state: "State") -> list[Tensor]:
