@@ -7,7 +7,7 @@
 What holds for every string s and cleaner c, but for `flowtron_original_cleaners`, which repeats the original's
 mistakes on purpose:
 
-- c(s) and the tokenizer raise nothing but InputError, within a second;
+- c(s) and the tokenizer raise nothing but InputError, within a second of processor time for every thousand characters;
 - len(c(s)) is at most 60 times len(s) and a hundred, a number of 36 digits being the longest to say;
 - c(c(s)) is c(s), but that the hyphens in number words (twenty-first), which the original keeps, become spaces;
 - the spans of words lie in order within the tokens, and every character is a token, or a space that was collapsed,
@@ -23,6 +23,13 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+if "--atheris" in sys.argv:
+    import atheris
+
+    # Before anything else imports it, so that the fuzzer sees its branches.
+    with atheris.instrument_imports(include=["flowtron.text"]):
+        import flowtron.text  # noqa: F401
+
 from flowtron.errors import InputError
 from flowtron.text import IPA_SYMBOLS, KOREAN_SYMBOLS, SYMBOLS, Tokenizer
 from flowtron.text.cleaners import find_cleaner
@@ -33,127 +40,14 @@ AS_ORIGINAL = "flowtron_original_cleaners"
 SECONDS = 1.0
 GROWTH, SLACK = 60, 100
 
-PIECES = [
-    "the",
-    "a",
-    "I",
-    "AM",
-    "PM",
-    "am",
-    "pm",
-    "a.m.",
-    "p.m.",
-    "10:30",
-    "9am",
-    "12:00pm",
-    "23:59",
-    "no.",
-    "No.",
-    "No.5",
-    "1st",
-    "2nd",
-    "3rd",
-    "21st",
-    "111th",
-    "1990s",
-    "1980's",
-    "3.14",
-    ".5",
-    "5.",
-    "$5.50",
-    "$2",
-    "million",
-    "£12.50",
-    "€3",
-    "₩500",
-    "¥7",
-    "5k",
-    "72F",
-    "20",
-    "c",
-    "3d",
-    "CPU",
-    "CPUs",
-    "U.S.A.",
-    "U.S.",
-    "NASA's",
-    "Dr.",
-    "Mr.",
-    "it's",
-    "THE",
-    "don't",
-    "y'alls",
-    "'s",
-    "s'",
-    "{HH",
-    "AW1}",
-    "{K}",
-    "{}",
-    "{{",
-    "}}",
-    "{XX}",
-    "{K",
-    "café",
-    "naïve",
-    "日本",
-    "한국어",
-    "3개",
-    "스무",
-    "😀",
-    "👩\u200d👩\u200d👧",
-    "مرحبا",
-    "שלום",
-    "\u200f",
-    "\u202e",
-    "\x00",
-    "\x1b[31m",
-    "Ⅷ",
-    "²",
-    "٣",
-    "१",
-    "ｆｕｌｌ",
-    "ﬁ",
-    "ß",
-    "ſ",
-    "İ",
-    "ı",
-    "ǅ",
-    "1,000,000",
-    "1,2,3",
-    "1/2",
-    "12/25/2023",
-    "2023-12-25",
-    "007",
-    "1e10",
-    "-5",
-    "+3",
-    "0x1F",
-    "a.b.c",
-    "...",
-    "--",
-    "—",
-    "“q”",
-    "‘q’",
-    "http://a.b/?c=d",
-    "me@x.org",
-    "#1",
-    "50%",
-    "&",
-    "&&",
-    "@",
-    "_",
-    "~",
-    "<b>",
-    "&amp;",
-    "ˈhɛloʊ",
-    "/həˈloʊ/",
-    "\\n",
-    "\ufeff",
-    "�",
-    "\ud7ff",
-    "\ue000",
-    "\U0010ffff",
-]
+PIECES = (  # noqa: SIM905
+    "the a I AM PM am pm a.m. p.m. 10:30 9am 12:00pm 23:59 no. No. No.5 1st 2nd 3rd 21st 111th 1990s 1980's 3.14 "
+    ".5 5. $5.50 $2 million £12.50 €3 ₩500 ¥7 5k 72F 20 c 3d CPU CPUs U.S.A. U.S. NASA's Dr. Mr. it's THE don't "
+    "y'alls 's s' {HH AW1} {K} {} {{ }} {XX} {K café naïve 日本 한국어 3개 스무 😀 "
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467 مرحبا שלום \u200f \u202e \x00 \x1b[31m Ⅷ ² ٣ १ ｆｕｌｌ ﬁ ß ſ İ ı ǅ "
+    "1,000,000 1,2,3 1/2 12/25/2023 2023-12-25 007 1e10 -5 +3 0x1F a.b.c ... -- — “q” ‘q’ http://a.b/?c=d "
+    "me@x.org #1 50% & && @ _ ~ <b> &amp; ˈhɛloʊ /həˈloʊ/ \\n \ufeff � \ud7ff \ue000 \U0010ffff"
+).split(" ")
 MARKS = "0123456789$£€₩.,:;'\"-–—%{}[]()/\\ \t\n\r\x0c\u2028!?@#&*+=_~<>|^`°½©"
 RANGES = ((32, 127), (0xA0, 0x2FFF), (0x3000, 0xD7FF), (0xE000, 0x10FFFF))
 
@@ -222,13 +116,13 @@ def generate(n: int, seed: int) -> int:
     for _ in range(n):
         text = next(source)
         for name in CLEANERS:
-            began = time.perf_counter()
+            began = time.process_time()
             try:
                 check(text, name, known[name])
             except Exception as error:
                 failures += 1
                 print(f"{name}: {text[:200]!r}: {type(error).__name__}: {str(error)[:300]}", file=sys.stderr)
-            took = time.perf_counter() - began
+            took = time.process_time() - began
             seen[name] += 1
             if took > slowest[0]:
                 slowest = took, f"{name} on {len(text)} characters"
@@ -243,9 +137,9 @@ def generate(n: int, seed: int) -> int:
 
 def guide(n: int) -> None:
     """Let libFuzzer look for strings that reach new code of the front-end; it ends at the first failure."""
-    import atheris
-
     known = tokenizers()
+    for name in CLEANERS:
+        check("1 word", name, known[name])
 
     def one(data: bytes) -> None:
         provider = atheris.FuzzedDataProvider(data)
@@ -255,10 +149,6 @@ def guide(n: int) -> None:
             warnings.simplefilter("ignore")
             check(text, name, known[name])
 
-    for module in [m for key, m in sys.modules.items() if key.startswith("flowtron.text")]:
-        for key, value in list(vars(module).items()):
-            if callable(value) and getattr(value, "__module__", "") == module.__name__ and hasattr(value, "__code__"):
-                setattr(module, key, atheris.instrument_func(value))
     atheris.Setup([sys.argv[0], f"-runs={n}", "-max_len=400", "-timeout=10", "-rss_limit_mb=4096"], one)
     atheris.Fuzz()
 
@@ -295,7 +185,8 @@ def read_aloud(n: int, seed: int) -> int:
             f"${dollars:,}.{cents:02d}",
             f"{num2words(dollars)} dollar{'s' * (dollars > 1)} {num2words(cents)} cent{'s' * (cents > 1)}",
         )
-        year = draw.randrange(1001, 3000)
+        # 1001 to 1009 are 'ten oh seven' here, as in the original, and 2001 to 2009 have no 'and' there.
+        year = draw.randrange(1010, 3000)
         if not 2001 <= year <= 2009:
             compare("year", str(year), num2words(year, to="year").replace("oh-", "oh "))
         fraction = str(draw.randrange(10 ** draw.randint(1, 6)))
