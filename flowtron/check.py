@@ -16,6 +16,7 @@ import numpy as np
 import soundfile
 
 from flowtron.audio import MAX_PEAK
+from flowtron.data import is_file
 from flowtron.errors import InputError
 from flowtron.speech import write_atomically
 from flowtron.text import SYMBOLS, Tokenizer
@@ -186,7 +187,7 @@ def _fields(filelist: Path, number: int, decoded: str, findings: list[Finding]) 
     ):
         findings.append(Finding(number, name, "path outside", "leads out of the filelist's folder"))
         return None
-    found = next((p for p in (filelist.parent / name, Path(name)) if p.is_file()), None)
+    found = next((p for p in (filelist.parent / name, Path(name)) if is_file(p)), None)
     if found is None:
         findings.append(Finding(number, name[:80], "missing", "no such file"))
         return None

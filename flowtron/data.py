@@ -66,7 +66,7 @@ def read_filelist(path: str | Path) -> list[Utterance]:
         if len(parts) not in (2, 3) or not all(parts):
             shown = line if len(line) <= 80 else f"{line[:79]}…"
             raise InputError(f"{path}:{number}: expected 'path|text|speaker', found {shown!r}; correct the line.")
-        sound = next((p for p in (path.parent / parts[0], Path(parts[0])) if _is_file(p)), None)
+        sound = next((p for p in (path.parent / parts[0], Path(parts[0])) if is_file(p)), None)
         if sound is None:
             shown = parts[0] if len(parts[0]) <= 80 else f"{parts[0][:79]}…"
             raise InputError(f"{path}:{number}: no sound file {shown!r}; correct the path or remove the line.")
@@ -77,10 +77,11 @@ def read_filelist(path: str | Path) -> list[Utterance]:
     return utterances
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Whether there is a file of this name, which may be one that no file can have."""
     try:
         return path.is_file()
-    except OSError:  # such as a name too long
+    except OSError:  # a name too long
         return False
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from flowtron.check import check
 from flowtron.checkpoint import save_model
 from flowtron.cli import main
 from flowtron.config import Config, ModelConfig, parse_config
@@ -157,3 +158,45 @@ def test_a_checkpoint_that_does_not_fit_leaves_nothing_behind(corpus, capsys):
     assert code == 2 and "cannot be written" in sentence(capsys)
     assert not [path for path in Path("run").rglob("*") if path.is_file()]
     assert main(["train", "-c", chosen]) == 0
+
+
+# What `flowtron check` calls each kind of fault; the others it does by their own name.
+FOUND = {
+    **{
+        "empty_file": "zero-length",
+        "zero_length": "zero-length",
+        "rate_8khz": "sample rate",
+        "pcm_24": "sample format",
+    },
+    **{"float": "sample format", "float_of_int16_scale": "scale", "not_a_number": "not finite", "junk": "not a sound"},
+    **{"text_as_sound": "not a sound", "very_short": "too short", "missing_file": "missing", "emoji_only": "no words"},
+    **{"folder_as_sound": "missing", "path_traversal": "path outside", "path_too_long": "missing"},
+    **{"path_with_null": "null byte", "one_field": "fields", "five_fields": "fields", "empty_text": "fields"},
+    **{"empty_speaker": "fields", "punctuation_only": "no words", "mislabelled": "text too long"},
+    **{"ten_thousand_characters": "text too long", "emoji": "unknown characters", "right_to_left": "other script"},
+    **{"null_bytes": "null byte", "control_characters": "control character", "latin_1": "not UTF-8"},
+    **{"duplicate_line": "same recording", "unknown_speaker": "same recording"},
+    **{"crlf": "CRLF", "byte_order_mark": "byte order mark", "utf_16": "byte order mark"},
+}
+
+
+def test_check_finds_every_kind_of_fault_at_its_line(corpus):
+    result = check(corpus / "all.txt", workers=0)
+    found = {(finding.line, finding.kind) for finding in result.findings}
+    for number, kind in enumerate((kind for kind in KINDS if kind.line), N_GOOD + 1):
+        assert (number, FOUND.get(kind.name, kind.name)) in found, kind.name
+    assert not result.dropped & set(range(1, N_GOOD + 1))
+    for kind in KINDS:
+        if kind.name in FOUND and not kind.line:
+            whole = check(corpus / f"{kind.name}.txt", workers=0)
+            assert FOUND[kind.name] in {finding.kind for finding in whole.findings}
+
+
+def test_what_check_keeps_can_be_trained_on(corpus, capsys):
+    assert main(["check", str(corpus / "all.txt"), "-o", "clean.txt", "--plot", "check.png"]) == 0
+    assert 0 < len(Path("clean.txt").read_text().splitlines()) < len(KINDS)
+    values = json.loads(Path(config_file(corpus)).read_text())
+    values["data_config"]["training_files"] = "clean.txt"
+    values["model_config"] = {**MODEL, "n_speakers": 3}
+    Path("config.json").write_text(json.dumps(values))
+    assert main(["train", "-c", "config.json"]) == 0
