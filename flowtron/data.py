@@ -4,6 +4,7 @@ Letters: B batch, T_mel frames, T_text tokens, D mel channels.
 """
 
 import codecs
+import contextlib
 import difflib
 import hashlib
 import io
@@ -83,6 +84,16 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # a name too long
         return False
+
+
+@contextlib.contextmanager
+def _at_line_of(utterance: Utterance) -> Iterator[None]:
+    """Name the filelist's line in errors about an utterance."""
+    try:
+        yield
+    except InputError as error:
+        where = utterance.origin or str(utterance.path)
+        raise InputError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
 
 
 class SpeakerTable:
@@ -241,7 +252,10 @@ class Dataset(torch.utils.data.Dataset[Item]):
         self.utterances, self.tokenizer, self.settings = list(utterances), tokenizer, settings
         self.cache = None if cache_dir is None else FeatureCache(cache_dir)
         self.resample, self.trim_db, self.seed = resample, trim_db, seed
-        self.speaker_ids = [speakers.index(u.speaker) for u in self.utterances]
+        self.speaker_ids = []
+        for utterance in self.utterances:
+            with _at_line_of(utterance):
+                self.speaker_ids.append(speakers.index(utterance.speaker))
         self._lengths: list[int] | None = None
 
     def __len__(self) -> int:
@@ -250,7 +264,10 @@ class Dataset(torch.utils.data.Dataset[Item]):
     def lengths(self) -> list[int]:
         """Mel frames of every utterance; from the files' headers alone unless sound is trimmed or resampled."""
         if self._lengths is None:
-            self._lengths = [self._length(k) for k in range(len(self))]
+            self._lengths = []
+            for index, utterance in enumerate(self.utterances):
+                with _at_line_of(utterance):
+                    self._lengths.append(self._length(index))
         return self._lengths
 
     def _length(self, index: int) -> int:
@@ -268,32 +285,34 @@ class Dataset(torch.utils.data.Dataset[Item]):
         return log_mel(wav, self.settings)
 
     def mel(self, index: int) -> Tensor:
-        """Mel (D, T_mel) of an utterance, from the cache where it is there; not to be written to."""
-        path = self.utterances[index].path
-        if self.cache is None:
-            return self._compute(path)
-        key = f"mel|{self.cache.content_of(path)}|{self.trim_db}|{self.settings}"
-        return _mapped(self.cache.get(key, lambda: self._compute(path).numpy()))
+        """Mel (D, T_mel) of an utterance, from the cache where it is there; not to be written to.
+
+        Raises:
+            InputError: its sound cannot be used; the filelist's line is named.
+        """
+        path, cache = self.utterances[index].path, self.cache
+        with _at_line_of(self.utterances[index]):
+            if cache is None:
+                return self._compute(path)
+            key = f"mel|{cache.content_of(path)}|{self.trim_db}|{self.settings}"
+            return _mapped(cache.get(key, lambda: self._compute(path).numpy()))
 
     def tokens(self, index: int, epoch: int = 0) -> list[int]:
         """Tokens (T_text,) of an utterance in an epoch.
 
         Raises:
-            InputError: nothing is left to say; the sound is named.
+            InputError: nothing is left to say; the filelist's line is named.
         """
         utterance, tokenizer = self.utterances[index], self.tokenizer
         generator = random.Random(f"{self.seed} {epoch} {index}")
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _at_line_of(utterance):
             warnings.simplefilter("once")
-            try:
-                if self.cache is not None:
-                    key = f"tokens|{utterance.text}|{tokenizer.symbols}|{tokenizer.cleaners}|{tokenizer.keep_ambiguous}"
-                    packed = self.cache.get(key, lambda: Spellings.pack(tokenizer.spellings(utterance.text)))
-                    if packed[0]:
-                        return Spellings(packed).mix(tokenizer.p_arpabet, tokenizer.space, generator)
-                return tokenizer.encode(utterance.text, generator=generator).tokens
-            except InputError as error:
-                raise InputError(f"{utterance.path}: {error}") from None
+            if self.cache is not None:
+                key = f"tokens|{utterance.text}|{tokenizer.symbols}|{tokenizer.cleaners}|{tokenizer.keep_ambiguous}"
+                packed = self.cache.get(key, lambda: Spellings.pack(tokenizer.spellings(utterance.text)))
+                if packed[0]:
+                    return Spellings(packed).mix(tokenizer.p_arpabet, tokenizer.space, generator)
+            return tokenizer.encode(utterance.text, generator=generator).tokens
 
     def __getitem__(self, key: int | tuple[int, int]) -> Item:
         epoch, index = key if isinstance(key, tuple) else (0, key)

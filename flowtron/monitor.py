@@ -182,6 +182,11 @@ def alignment_warning(metrics: dict[str, float], iteration: int, config: Config)
     )
 
 
+def largest_log_scale(output: FlowtronOutput) -> float:
+    """Largest |log_scale| over steps of flow, frames and channels; beyond about 80 its exponential overflows."""
+    return max(float(step.log_scale.abs().max()) for step in output.steps if step.log_scale is not None)
+
+
 def _draw_batch(monitor: Monitor, batch: Batch, output: FlowtronOutput, iteration: int) -> list[AlignmentReport]:
     reports = [
         alignment_report(step.attention[b, :T, :N].float())
@@ -234,6 +239,7 @@ def evaluate(
     metrics, (batch, losses) = validation_losses(objective.eval(), dataset, iteration, train.batch_size, device)
     if losses.output is not None:
         metrics["validation/nats_per_dim"] = monitor.nats(metrics["validation/nll"])
+        metrics["validation/log_scale_largest"] = largest_log_scale(losses.output)
         metrics |= alignment_scalars(_draw_batch(monitor, batch, losses.output, iteration), "teacher_forced")
     if train.eval_sentences and iteration >= max([train.aligner_iters, *train.flow_start_iters]):
         spoken = speak_sentences(voice, tokenizer, train.eval_sentences, len(speakers))

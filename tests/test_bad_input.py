@@ -82,10 +82,9 @@ def test_training_on_a_bad_corpus_is_refused_by_file_or_survives(kind, corpus, c
     assert not list(Path("run").glob("checkpoints/*")) and not list(Path("run").glob("training/*"))
     if kind.name == "unknown_speaker":
         assert f"{kind.name}.txt: 3 speakers, but model_config.n_speakers is 2" in said
-    elif kind.sound is not None:
-        assert f"wavs/{kind.name}.wav" in said
     elif kind.line:
-        assert re.search(rf"{kind.name}\.txt:{N_GOOD + 1}|good_0\.wav|passwd|The text", said)
+        assert f"{kind.name}.txt:{N_GOOD + 1}: " in said
+        assert kind.sound is None or f"wavs/{kind.name}.wav" in said
     else:
         assert f"{kind.name}.txt" in said
 
