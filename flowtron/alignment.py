@@ -33,7 +33,17 @@ class AlignmentReport:
     @property
     def is_complete(self) -> bool:
         """Whether the attention is monotonic and visits the text from start to end."""
-        return not (self.skips or self.repeats or self.starts_late or self.ends_early)
+        return self.faults == 0
+
+    @property
+    def faults(self) -> int:
+        """Number of skips, repeats and missing ends."""
+        return self.skips + self.repeats + self.starts_late + self.ends_early
+
+    @property
+    def score(self) -> float:
+        """One number from 0 to 1: the coverage, halved by every fault."""
+        return self.coverage * 0.5**self.faults
 
 
 def alignment_report(attention: Tensor) -> AlignmentReport:

@@ -331,8 +331,7 @@ def fitted(z: Tensor, n_frames: int) -> Tensor:
 
 def badness(report: AlignmentReport) -> tuple[int, float]:
     """How far attention is from a complete walk through the text, to compare by."""
-    faults = report.skips + report.repeats + report.starts_late + report.ends_early
-    return faults, -report.coverage
+    return report.faults, -report.coverage
 
 
 def _split(

@@ -56,6 +56,16 @@ class Speech:
         """Length of the sound."""
         return len(self.wav) / self.sample_rate
 
+    @property
+    def score(self) -> float:
+        """How well the attention walked through the text, from 0 to 1; `alignment` says what went wrong."""
+        return self.alignment.score
+
+    @property
+    def times(self) -> dict[str, list[dict[str, str | float]]]:
+        """Start and end in seconds of each word ("words") and token ("tokens"), as JSON values."""
+        return times(self)
+
     def save(self, path: str | Path) -> Path:
         """Write the sound as a 16-bit wav and return its path."""
         save_wav(path, self.wav, self.sample_rate)
@@ -161,14 +171,18 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
-def times_json(speech: Timed) -> str:
-    """Words and tokens with start and end in seconds, as JSON."""
+def times(speech: Timed) -> dict[str, list[dict[str, str | float]]]:
+    """Words and tokens with start and end in seconds, as JSON values."""
 
     def rows(intervals: list[Interval]) -> list[dict[str, str | float]]:
         return [{"text": i.text, "start": i.start_seconds, "end": i.end_seconds} for i in intervals]
 
-    values = {"text": speech.text, "words": rows(speech.words), "tokens": rows(speech.tokens)}
-    return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    return {"words": rows(speech.words), "tokens": rows(speech.tokens)}
+
+
+def times_json(speech: Timed) -> str:
+    """Words and tokens with start and end in seconds, as JSON."""
+    return json.dumps({"text": speech.text, **times(speech)}, indent=1, ensure_ascii=False) + "\n"
 
 
 def times_textgrid(speech: Timed) -> str:

@@ -178,6 +178,9 @@ def test_words_have_times_in_order(voice):
     times = [t for word in speech.words for t in (word.start_seconds, word.end_seconds)]
     assert times == sorted(times) and times[-1] <= speech.seconds
     assert speech.words[3].start_seconds - speech.words[2].end_seconds >= 0.25
+    assert [row["text"] for row in speech.times["words"]] == [word.text for word in speech.words]
+    assert speech.times["tokens"][-1]["end"] == speech.tokens[-1].end_seconds
+    assert 0 <= speech.score <= 1 and speech.score == speech.alignment.score
     assert speech.attention.shape[1:] == (speech.mel.shape[1], len(speech.tokens))
 
 
@@ -253,3 +256,25 @@ def test_command_line_writes_sound_and_times_and_streams(folder, tmp_path, capfd
     assert abs(len(capfdbinary.readouterr().out) // 2 - frames) < 22050
     assert main(["say", "One.", "-m", str(folder), "-o", "-", "--engine", "warp"]) == 2
     assert b"no engine 'warp'" in capfdbinary.readouterr().err
+
+
+def test_times_in_every_format(voice, tmp_path):
+    speech = voice('One "two".', attempts=1)
+    assert json.loads(speech.save_times(tmp_path / "a.json").read_text())["words"] == speech.times["words"]
+    grid = speech.save_times(tmp_path / "a.TextGrid").read_text()
+    assert 'name = "words"' in grid and f"xmax = {speech.seconds:.6f}" in grid and 'text = "two"' in grid
+    subtitles = speech.save_times(tmp_path / "a.srt").read_text().split("\n\n")
+    assert subtitles[0].startswith("1\n00:00:0") and subtitles[1].splitlines()[2] == "two"
+    with pytest.raises(InputError, match="choose one of these suffixes"):
+        speech.save_times(tmp_path / "a.txt")
+
+
+def test_score_falls_with_every_fault():
+    from flowtron.alignment import alignment_report
+
+    walk = torch.eye(12).repeat_interleave(6, 0)
+    good, cut = alignment_report(walk), alignment_report(walk[:36])
+    repeated = alignment_report(torch.cat([walk[:60], walk[12:]]))
+    assert good.is_complete and good.score == 1.0
+    assert cut.ends_early and cut.score <= 0.5 * cut.coverage < good.score
+    assert repeated.repeats == 1 and repeated.score == 0.5
