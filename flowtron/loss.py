@@ -59,6 +59,40 @@ def gate_loss(gate_logits: Tensor, mel_lengths: Tensor, positive_weight: float =
     return (each * length_mask(mel_lengths, gate_logits.shape[1])).sum() / mel_lengths.sum()
 
 
+def alignment_nats(
+    logprob: Tensor,
+    mel_lengths: Tensor,
+    token_lengths: Tensor,
+    blank_logprob: float = -8.0,
+    lengths: tuple[Sequence[int], Sequence[int]] | None = None,
+    zero_infinity: bool = False,
+) -> Tensor:
+    """−log of the likelihood of all monotonic paths that visit every token in turn (B,): the CTC loss of each item.
+
+    A blank of constant log weight stands beside the tokens; rows are normalised over both.
+
+    Args:
+        logprob: (B, T_mel, T_text) log weights, normalised or not.
+        mel_lengths, token_lengths: (B,).
+        blank_logprob: log weight of the blank.
+        lengths: mel_lengths and token_lengths as plain numbers, where they are known: no GPU need be waited for.
+        zero_infinity: 0 instead of infinity where there are fewer frames than tokens, and no gradient.
+    """
+    T_text = logprob.shape[2]
+    mask = length_mask(token_lengths, T_text)[:, None]
+    columns = F.pad(logprob.masked_fill(~mask, -1e9), (1, 0), value=blank_logprob)
+    targets = torch.arange(1, T_text + 1, device=logprob.device).expand(logprob.shape[0], -1)
+    n_frames, n_tokens = (mel_lengths, token_lengths) if lengths is None else map(torch.tensor, lengths)
+    return F.ctc_loss(
+        columns.log_softmax(2).transpose(0, 1),
+        targets,
+        n_frames,
+        n_tokens,
+        reduction="none",
+        zero_infinity=zero_infinity,
+    )
+
+
 def forward_sum_loss(
     logprob: Tensor,
     mel_lengths: Tensor,
@@ -66,31 +100,11 @@ def forward_sum_loss(
     blank_logprob: float = -8.0,
     lengths: tuple[Sequence[int], Sequence[int]] | None = None,
 ) -> Tensor:
-    """CTC loss of an alignment: the likelihood of all monotonic paths that visit every token in turn.
+    """Mean over items of `alignment_nats` per token; items with fewer frames than tokens count as 0.
 
-    A blank of constant log weight stands beside the tokens; rows are normalised over both. The loss of an item is
-    divided by its tokens, then averaged; items with fewer frames than tokens count as 0. Source: Badlani et al. 2021
-    (arXiv 2108.10447), equation 4.
-
-    Args:
-        logprob: (B, T_mel, T_text) log weights, normalised or not.
-        mel_lengths, token_lengths: (B,).
-        blank_logprob: log weight of the blank.
-        lengths: mel_lengths and token_lengths as plain numbers, where they are known: no GPU need be waited for.
+    Args: as in `alignment_nats`. Source: Badlani et al. 2021 (arXiv 2108.10447), equation 4.
     """
-    T_text = logprob.shape[2]
-    mask = length_mask(token_lengths, T_text)[:, None]
-    columns = F.pad(logprob.masked_fill(~mask, -1e9), (1, 0), value=blank_logprob)
-    targets = torch.arange(1, T_text + 1, device=logprob.device).expand(logprob.shape[0], -1)
-    n_frames, n_tokens = (mel_lengths, token_lengths) if lengths is None else map(torch.tensor, lengths)
-    each = F.ctc_loss(
-        columns.log_softmax(2).transpose(0, 1),
-        targets,
-        n_frames,
-        n_tokens,
-        reduction="none",
-        zero_infinity=True,
-    )
+    each = alignment_nats(logprob, mel_lengths, token_lengths, blank_logprob, lengths, zero_infinity=True)
     return (each / token_lengths).mean()
 
 

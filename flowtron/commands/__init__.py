@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from flowtron.synthesizer import Synthesizer
 
 # In the order of the help.
-COMMANDS = ("say", "prepare", "check", "train", "serve", "evaluate", "convert", "export", "info", "completion")
+COMMANDS = ("say", "prepare", "check", "train", "serve", "evaluate", "score", "convert", "export", "info", "completion")
 
 
 @dataclass(frozen=True)
