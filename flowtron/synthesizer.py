@@ -48,6 +48,12 @@ def bundled_voices() -> list[str]:
     return sorted(path.name for path in VOICES.glob("*") if (path / "model.json").is_file())
 
 
+def best_of_run(path: Path) -> Path:
+    """Return the best checkpoint of a training run's folder; any other path stays as it is."""
+    best = path / "best"
+    return path / "checkpoints" / best.read_text(encoding="utf-8").strip() if best.is_file() else path
+
+
 class Synthesizer:
     """A model with its tokenizer, speakers and vocoder."""
 
@@ -73,7 +79,9 @@ class Synthesizer:
         engine: str = "auto",
         dtype: str = "float32",
     ) -> "Synthesizer":
-        """Load a checkpoint folder or a bundled voice by its name; engine and dtype are those of `pack_weights`.
+        """Load a checkpoint folder, the best of a training run, or a bundled voice by its name.
+
+        engine and dtype are those of `pack_weights`.
 
         Raises:
             InputError: there is no such checkpoint or voice, the vocoder was made for other mels, or the engine or
@@ -81,7 +89,7 @@ class Synthesizer:
         """
         if not Path(path).exists() and (VOICES / str(path) / "model.json").is_file():
             path = VOICES / str(path)
-        loaded = load_model(path, device)
+        loaded = load_model(best_of_run(Path(path)), device)
         config = loaded.config
         # Spelling and pronunciation were mixed for training; a dictionary word is pronounced when it is known.
         tokenizer = Tokenizer(

@@ -1,0 +1,169 @@
+"""The README is run as a new user would, on a small scale; links and generated pages are what they should be."""
+
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import soundfile
+from tiny import MODEL, save_tiny_voice, write_wav
+
+import flowtron.synthesizer
+from flowtron.cli import build_parser, main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+# What would take minutes, more packages or a port is only parsed here; each has tests of its own.
+ONLY_PARSED = ("serve", "evaluate")
+SMALL = [f"model_config.{name}={value}" for name, value in MODEL.items()]
+SMALL += ["train_config.max_iters=3", "train_config.aligner_iters=1", "train_config.flow_start_iters=[1,2]"]
+SMALL += ["train_config.eval_sentences=['Hi.']", "train_config.iters_per_checkpoint=3", "train_config.fp16_run=false"]
+SMALL += ["train_config.eval_wer=false"]
+
+
+def corpus(folder):
+    """A corpus of tones in the place of the one that make_corpus.py writes."""
+    rows = []
+    for number in range(6):
+        speaker = ("heart", "joe")[number % 2]
+        write_wav(folder / "wavs" / f"{number}.wav", 0.5, hz=150 + 20 * number)
+        rows.append(f"wavs/{number}.wav|Number {number} is spoken.|{speaker}\n")
+    for part, chosen in (("train", rows[:4]), ("val", rows[4:]), ("test", rows[4:])):
+        (folder / f"{part}.txt").write_text("".join(chosen))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with what the README's reader has."""
+    place = tmp_path_factory.mktemp("reader")
+    save_tiny_voice(place / "bundled" / "demo")
+    corpus(place / "corpus")
+    shutil.copytree(ROOT / "configs", place / "configs")
+    shutil.copy(ROOT / "tests/data/legacy/flowtron_published.pt", place)
+    (place / "chapter.txt").write_text("The first sentence. The second one.\n")
+    recordings = place / "my_recordings"
+    lines = []
+    for number in range(6):
+        write_wav(recordings / f"{number}.wav", 0.6, hz=200 + number)
+        lines.append(f"{number}.wav|Recording number {number}.|ann\n")
+    (recordings / "metadata.csv").write_text("".join(lines))
+    return place
+
+
+def commands(block):
+    for line in block.splitlines():
+        words = shlex.split(line.split("  #")[0], comments=False)
+        if words:
+            yield words
+
+
+def do(words):
+    """Do one command of the README."""
+    if "|" in words:
+        start = words.index("flowtron")
+        build_parser().parse_args(words[start + 1 : words.index("|", start)])
+    elif words[0] == "flowtron" and words[1] in ONLY_PARSED:
+        build_parser().parse_args(words[1:])
+    elif words[:2] == ["flowtron", "train"]:
+        assert main([*words[1:], *SMALL]) == 0
+    elif words[0] == "flowtron":
+        assert main(words[1:]) == 0, words
+    elif words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    elif words[0] == "python":
+        assert (ROOT / words[1]).is_file()
+    elif words[0] == "tensorboard":
+        assert list(Path(words[2]).rglob("events.out.tfevents.*"))
+    else:
+        raise AssertionError(f"the README has a command that is not tested: {words}")
+
+
+def test_a_reader_of_the_readme_gets_what_it_says(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(flowtron.synthesizer, "VOICES", place / "bundled")
+    for language, block in BLOCKS:
+        if language == "python":
+            exec(compile(block, "README.md", "exec"), {})
+        else:
+            for words in commands(block):
+                do(words)
+    wavs = ["hello", "chapter", "pleasure", "learned", "calm", "lively", "styled", "between", "friend"]
+    for name in wavs:
+        assert soundfile.info(f"{name}.wav").duration > 0.05, name
+    assert Path("hello.png").is_file() and "first" in Path("chapter.srt").read_text()
+    assert Path("data/mine/train_clean.txt").is_file() and Path("flowtron_again.pt").is_file()
+
+
+def test_every_step_of_a_new_user_is_in_the_readme():
+    ran = [" ".join(words[:2]) for language, block in BLOCKS if language == "bash" for words in commands(block)]
+    assert {"make demo", "tensorboard --logdir"} <= set(ran)
+    assert {f"flowtron {name}" for name in ("say", "train", "prepare", "check", "convert", "serve", "evaluate")} <= set(
+        ran
+    )
+    assert "Posterior.of" in README
+
+
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("filelists/*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def run_script(name, *arguments):
+    """Run a script of the repository in this process; return its exit code."""
+    specification = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    return script.main(["-o", *map(str, arguments)])
+
+
+def test_the_figure_has_the_names_of_this_code(tmp_path):
+    assert run_script("draw_model", tmp_path / "model.svg", "-c", ROOT / "configs/demo.json") == 0
+    drawn, kept = (names_in(folder / "model.svg") for folder in (tmp_path, ROOT / "docs"))
+    assert drawn == kept and {"flows.", "TimeReversed(AffineFlow),  weights"} <= set(drawn)
+
+
+def names_in(svg):
+    """Words of a picture, without the numbers, which a config may change."""
+    return re.findall(r">([^<>\n]+)</text>", re.sub(r"[\d,]+(?= weights)|\d", "", svg.read_text()))
+
+
+def test_the_reference_is_generated_from_the_docstrings(tmp_path):
+    assert run_script("make_api_docs", tmp_path / "API.md") == 0
+    text = (tmp_path / "API.md").read_text()
+    assert flowtron.synthesizer.Synthesizer.stream.__doc__.split("\n")[0] in text
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert headings == re.findall(r"^## (.*)$", (ROOT / "docs/API.md").read_text(), re.MULTILINE)
+    assert run_script("make_api_docs", tmp_path / "API.md", "--check") == 0
+    (tmp_path / "API.md").write_text(text.replace("Speak", "Spoke"))
+    assert run_script("make_api_docs", tmp_path / "API.md", "--check") == 1
+
+
+def test_demo_lists_are_filelists_of_both_voices():
+    counts = {}
+    for part in ("train", "val", "test"):
+        lines = (ROOT / f"filelists/demo_{part}.txt").read_text(encoding="utf-8").splitlines()
+        assert all(line.count("|") == 2 for line in lines)
+        assert {line.split("|")[2] for line in lines} == {"heart", "joe"}
+        counts[part] = {line.split("|")[1] for line in lines}
+    assert not counts["train"] & counts["test"] and not counts["val"] & counts["test"]
+
+
+def test_the_notebook_runs_on_the_bundled_voice(place, monkeypatch):
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(flowtron.synthesizer, "VOICES", place / "bundled")
+    notebook = json.loads((ROOT / "notebooks/style_transfer.ipynb").read_text(encoding="utf-8"))
+    names = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), "style_transfer.ipynb", "exec"), names)
+    assert {"baseline", "styled"} <= set(names)
