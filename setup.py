@@ -29,6 +29,7 @@ EXTRAS = {
         "mypy",
         "ninja",
         "types-setuptools",
+        "webdataset",
         "playwright",
         "openai",
         "httpx",

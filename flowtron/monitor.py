@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from flowtron.alignment import AlignmentReport, alignment_report
+from flowtron.audio import AudioSettings
 from flowtron.config import Config
 from flowtron.data import Batch, Dataset, SpeakerTable, collate_batch
 from flowtron.errors import InputError
@@ -204,7 +205,7 @@ def _draw_batch(monitor: Monitor, batch: Batch, output: FlowtronOutput, iteratio
     return reports
 
 
-def word_error_rate(spoken: list[tuple[str, int, Synthesized]], sample_rate: int) -> float | None:
+def word_error_rate(spoken: list[tuple[str, int, Synthesized]], settings: AudioSettings) -> float | None:
     """Word error rate in percent of what a recogniser hears through Griffin-Lim; None without the extra `eval`."""
     try:
         from flowtron.evaluate import listen, packaged_whisper
@@ -212,8 +213,9 @@ def word_error_rate(spoken: list[tuple[str, int, Synthesized]], sample_rate: int
         packaged_whisper()
     except InputError:
         return None
-    vocoder = load_vocoder("griffin_lim")
-    heard = [listen(text, vocoder(s.mel[None].float().cpu())[0].numpy(), sample_rate) for text, _, s in spoken]
+    vocoder = load_vocoder("griffin_lim", settings)
+    wavs = [vocoder(result.mel[None].float().cpu())[0].numpy() for _, _, result in spoken]
+    heard = [listen(text, wav, settings.sample_rate) for (text, _, _), wav in zip(spoken, wavs)]
     return 100 * sum(h.word_errors for h in heard) / max(1, sum(h.words for h in heard))
 
 
@@ -244,7 +246,7 @@ def evaluate(
     if train.eval_sentences and iteration >= max([train.aligner_iters, *train.flow_start_iters]):
         spoken = speak_sentences(voice, tokenizer, train.eval_sentences, len(speakers))
         metrics |= alignment_scalars([s.alignment for _, _, s in spoken], "free_running")
-        if train.eval_wer and (errors := word_error_rate(spoken, data.sampling_rate)) is not None:
+        if train.eval_wer and (errors := word_error_rate(spoken, config.audio_settings())) is not None:
             metrics["free_running/word_error_rate"] = errors
         _log_speech(monitor, spoken, speakers, config, iteration)
         _log_prediction(monitor, voice, batch, iteration)
@@ -276,7 +278,7 @@ def _log_speech(
     writer = monitor.writer
     if writer is None:
         return
-    vocoder = load_vocoder("griffin_lim")
+    vocoder = load_vocoder("griffin_lim", config.audio_settings())
     for number, (sentence, speaker, result) in enumerate(spoken):
         name = f"speech/{speakers.names[speaker]}_{number}"
         wav: Tensor = vocoder(result.mel[None].float())[0]

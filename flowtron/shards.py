@@ -203,12 +203,13 @@ class ShardStream(IterableDataset[Batch]):
         generator = random.Random(f"{sampler.seed} {sampler.epoch} {stream}")
         held: list[Sample] = []
         for sample in self._samples(stream, n_streams):
-            held.append(sample)
-            if len(held) == size * BUCKET_BATCHES:
+            # A pass ends with what is left, so that it has every utterance once.
+            if held and (len(held) == size * BUCKET_BATCHES or held[0][0] != sample[0]):
                 batches = self._cut(held)
                 generator.shuffle(batches)
                 yield from batches
                 held = []
+            held.append(sample)
 
     def _item(self, sample: Sample) -> Item:
         number, about, mel = sample
@@ -222,10 +223,11 @@ class ShardStream(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         sampler, info = self.sampler, get_worker_info()
         worker, n_workers = (0, 1) if info is None else (info.id, info.num_workers)
-        # The loader takes batches of its workers in turn: so many of this one's are already used.
+        # The loader takes batches of its workers in turn, beginning with the first: it gets the stream whose turn it is.
         used = sampler.position * sampler.n_batches // sampler.world_size
-        skip = -(-(used - worker) // n_workers)
-        stream = sampler.rank * n_workers + worker
+        turn = (worker + used) % n_workers
+        skip = -(-(used - turn) // n_workers)
+        stream = sampler.rank * n_workers + turn
         for number, samples in enumerate(self._batches(stream, sampler.world_size * n_workers)):
             if number >= skip:
                 yield collate_batch([self._item(sample) for sample in samples], *self.prior)

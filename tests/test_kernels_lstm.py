@@ -6,6 +6,7 @@ from torch import nn
 
 from flowtron.kernels import lstm as module
 from flowtron.kernels.lstm import LSTM, lstm
+from flowtron.model.encoder import run_both_ways
 
 
 @pytest.fixture(params=["kernel", "fallback"])
@@ -93,3 +94,12 @@ def test_autocast_keeps_the_recurrence_in_float32():
     for weight, gradient in zip(layer.parameters(), gradients):
         assert weight.grad.dtype == torch.float32
         torch.testing.assert_close(weight.grad, gradient, atol=2e-2 * gradient.abs().max().item(), rtol=0)
+
+
+def test_both_ways_without_packing_equal_a_packed_bidirectional_layer(path):
+    torch.manual_seed(0)
+    module = nn.LSTM(12, 16, batch_first=True, bidirectional=True)
+    x, lengths = torch.randn(3, 9, 12), torch.tensor([9, 4, 1])
+    packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+    wanted, _ = nn.utils.rnn.pad_packed_sequence(module(packed)[0], batch_first=True)
+    torch.testing.assert_close(run_both_ways(module, x, lengths), wanted, atol=2e-6, rtol=1e-5)

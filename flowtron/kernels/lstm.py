@@ -17,54 +17,70 @@ from flowtron.kernels.build import load_library, pointer
 PANEL = 16
 
 
-class _Recurrence(torch.autograd.Function):
-    """(gates (B, T, 4H) before activation, w_hh, h0, c0) -> (hidden (B, T, H), last h, last c).
+class _Layer(torch.autograd.Function):
+    """(x (B, T, I), w_ih, w_hh, bias, h0, c0) -> (hidden (B, T, H), last h, last c).
 
-    product_dtype is that of the one matrix product of the backward pass.
+    `dtype` is that of the large matrix products and of what is kept for the backward pass; the recurrence itself is
+    computed in float32. The weights are converted anew in the backward pass, which takes less than keeping them.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, projected: Tensor, weight: Tensor, h0: Tensor, c0: Tensor, product_dtype: torch.dtype
+        ctx: Any,
+        x: Tensor,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        bias: Tensor | None,
+        h0: Tensor,
+        c0: Tensor,
+        dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor]:
         library = load_library("lstm")
         assert library is not None
-        batch, frames, width = projected.shape
-        # The projections are a temporary of `lstm`: nobody else sees them overwritten by the activated gates.
-        gates, weight, h0, c0 = projected, weight.contiguous(), h0.contiguous(), c0.contiguous()
-        hidden = projected.new_empty(batch, frames, width // 4)
+        batch, frames, _ = x.shape
+        x = x.to(dtype)
+        # The kernel overwrites the projections with the activated gates.
+        gates = nn.functional.linear(x, w_ih.to(dtype), None if bias is None else bias.to(dtype)).float().contiguous()
+        width = gates.shape[2]
+        weight, h0, c0 = w_hh.contiguous(), h0.contiguous(), c0.contiguous()
+        hidden = gates.new_empty(batch, frames, width // 4)
         cell = torch.empty_like(hidden)
         library.lstm_forward(
             *map(pointer, (gates, weight, h0, c0, hidden, cell)),
             *map(ctypes.c_int64, (batch, frames, width // 4)),
             ctypes.c_int(torch.get_num_threads()),
         )
-        ctx.product_dtype = product_dtype
-        ctx.save_for_backward(gates, weight, h0, c0, hidden, cell)
+        ctx.has_bias = bias is not None
+        ctx.save_for_backward(x, w_ih, weight, h0, c0, gates.to(dtype), hidden.to(dtype), cell.to(dtype))
         return hidden, hidden[:, -1].clone(), cell[:, -1].clone()
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, grad_hidden: Tensor, grad_h: Tensor, grad_c: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad_hidden: Tensor, grad_h: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:
         library = load_library("lstm")
         assert library is not None
-        gates, weight, h0, c0, hidden, cell = ctx.saved_tensors
-        batch, frames, width = gates.shape
+        x, w_ih, weight, h0, c0, gates, hidden, cell = ctx.saved_tensors
+        (batch, frames, width), dtype = gates.shape, x.dtype
         grad_hidden = grad_hidden.contiguous()
         grad_h, grad_c = (g.clone(memory_format=torch.contiguous_format) for g in (grad_h, grad_c))
+        gates, cell = gates.float(), cell.float()
         grad_gates = torch.empty_like(gates)
         library.lstm_backward(
             *map(pointer, (gates, cell, c0, weight, grad_hidden, grad_h, grad_c, grad_gates)),
             *map(ctypes.c_int64, (batch, frames, width // 4)),
             ctypes.c_int(torch.get_num_threads()),
         )
-        grad_weight = None
-        if ctx.needs_input_grad[1]:
-            before = torch.cat([h0[:, None], hidden[:, :-1]], 1).view(-1, width // 4).to(ctx.product_dtype)
-            grad_weight = (grad_gates.view(-1, width).t().to(ctx.product_dtype) @ before).to(weight.dtype)
-        return grad_gates, grad_weight, grad_h, grad_c, None
+        wanted = ctx.needs_input_grad
+        grad_bias = grad_gates.sum((0, 1)) if ctx.has_bias and wanted[3] else None
+        rows = grad_gates.view(-1, width).to(dtype)
+        del gates, cell, grad_gates
+        grad_x = (rows @ w_ih.to(dtype)).view(x.shape) if wanted[0] else None
+        grad_w_ih = (rows.t() @ x.reshape(-1, x.shape[2])).to(w_ih.dtype) if wanted[1] else None
+        grad_w_hh = None
+        if wanted[2]:
+            before = torch.cat([h0[:, None].to(dtype), hidden[:, :-1]], 1).view(-1, width // 4)
+            grad_w_hh = (rows.t() @ before).to(weight.dtype)
+        return grad_x, grad_w_ih, grad_w_hh, grad_bias, grad_h, grad_c, None
 
 
 def lstm(
@@ -100,13 +116,15 @@ def lstm(
     if usable(x, w_hh):
         bias = None if b_ih is None or b_hh is None else b_ih + b_hh
         # Under autocast the large products are taken in its type, the recurrence in float32 all the same.
-        product_dtype = torch.get_autocast_dtype("cpu") if autocast else w_hh.dtype
-        projected = nn.functional.linear(x, w_ih, bias).float()
-        output, h, c = _Recurrence.apply(projected, w_hh, h0.float(), c0.float(), product_dtype)
+        dtype = torch.get_autocast_dtype("cpu") if autocast else w_hh.dtype
+        with torch.autocast("cpu", enabled=False):
+            output, h, c = _Layer.apply(x, w_ih, w_hh, bias, h0.float(), c0.float(), dtype)
         return output, (h, c)
     weights = [w for w in (w_ih, w_hh, b_ih, b_hh) if w is not None]
+    # cuDNN has a gradient only of what it ran in training mode; without dropout the mode changes nothing else.
+    training = torch.is_grad_enabled()
     output, h, c = torch.lstm(
-        x, (h0[None].to(x.dtype), c0[None].to(x.dtype)), weights, b_ih is not None, 1, 0.0, False, False, True
+        x, (h0[None].to(x.dtype), c0[None].to(x.dtype)), weights, b_ih is not None, 1, 0.0, training, False, True
     )
     return output, (h[0], c[0])
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from flowtron.kernels.lstm import lstm
+
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:
     """Return (B, size) booleans, true at positions below each length (B,)."""
@@ -26,6 +28,26 @@ def stack_padded(parts: Sequence[Tensor], size: int) -> Tensor:
 def beside_tokens(speaker: Tensor) -> Tensor:
     """Make vectors of speakers, (B, C) or one for each token (B, T_text, C), broadcast over tokens."""
     return speaker if speaker.dim() == 3 else speaker[:, None]
+
+
+def reverse_frames(x: Tensor, lengths: Tensor) -> Tensor:
+    """Reverse the valid frames of x (B, T, ...), lengths (B,); padding stays where it is."""
+    position = torch.arange(x.shape[1], device=x.device)
+    index = torch.where(position < lengths[:, None], lengths[:, None] - 1 - position, position)
+    return x.gather(1, index.reshape(index.shape + (1,) * (x.dim() - 2)).expand_as(x))
+
+
+def run_both_ways(module: nn.LSTM, x: Tensor, lengths: Tensor) -> Tensor:
+    """Run a bidirectional LSTM over x (B, T, C) without packing, which would wait for a GPU to tell the lengths.
+
+    The way back is a way forth over reversed frames; outputs (B, T, 2 H) are zero at padding.
+    """
+    (w_ih, w_hh, b_ih, b_hh), back = module.all_weights
+    ahead, _ = lstm(x, w_ih, w_hh, b_ih, b_hh)
+    w_ih, w_hh, b_ih, b_hh = back
+    behind, _ = lstm(reverse_frames(x, lengths), w_ih, w_hh, b_ih, b_hh)
+    joined = torch.cat([ahead, reverse_frames(behind, lengths)], 2)
+    return joined * length_mask(lengths, x.shape[1])[..., None]
 
 
 class MaskedInstanceNorm(nn.Module):
@@ -68,6 +90,8 @@ class ConvEncoder(nn.Module):
         mask = length_mask(lengths, x.shape[2])
         for conv, norm in zip(self.convs, self.norms):
             x = self.dropout(norm(conv(x * mask[:, None]), mask).relu())
+        if x.is_cuda:
+            return run_both_ways(self.lstm, x.transpose(1, 2), lengths)
         packed = pack_padded_sequence(x.transpose(1, 2), lengths.cpu(), batch_first=True, enforce_sorted=False)
         encoded, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=x.shape[2])
         return encoded

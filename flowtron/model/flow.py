@@ -14,7 +14,7 @@ from flowtron.kernels.lstm import LSTM
 from flowtron.kernels.step import run_step
 from flowtron.kernels.step_weights import StepWeights
 from flowtron.model.attention import AdditiveAttention, Attended, AttentionWindow, LocationGate, WindowWalk
-from flowtron.model.encoder import length_mask, stack_padded
+from flowtron.model.encoder import length_mask, reverse_frames, stack_padded
 from flowtron.model.graph import StaticStep
 
 FRAMES_PER_QUESTION = 16
@@ -327,13 +327,6 @@ class AffineFlow(nn.Module):
         gate_logits = None if result.gate_logits is None else result.gate_logits[:, :T].to(z.dtype)
         aux = FlowAux(None, attention, (attention + 1e-8).log(), gate_logits, result.lengths)
         return result.x[:, :T].to(z.dtype), aux
-
-
-def reverse_frames(x: Tensor, lengths: Tensor) -> Tensor:
-    """Reverse the valid frames of x (B, T_mel, ...), lengths (B,); padding stays where it is."""
-    position = torch.arange(x.shape[1], device=x.device)
-    index = torch.where(position < lengths[:, None], lengths[:, None] - 1 - position, position)
-    return x.gather(1, index.reshape(index.shape + (1,) * (x.dim() - 2)).expand_as(x))
 
 
 class TimeReversed(nn.Module):
