@@ -223,7 +223,7 @@ class ShardStream(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         sampler, info = self.sampler, get_worker_info()
         worker, n_workers = (0, 1) if info is None else (info.id, info.num_workers)
-        # The loader takes batches of its workers in turn, beginning with the first: it gets the stream whose turn it is.
+        # The loader takes batches of its workers in turn from the first on, which gets the stream whose turn it is.
         used = sampler.position * sampler.n_batches // sampler.world_size
         turn = (worker + used) % n_workers
         skip = -(-(used - turn) // n_workers)
