@@ -98,7 +98,13 @@ class Synthesizer:
         settings = config.audio_settings()
         weights = pack_weights(loaded.model, engine, dtype)
         sound = load_vocoder(vocoder, settings=settings)
-        return cls(loaded.model, tokenizer, loaded.speakers, settings, sound, weights)
+        voice = cls(loaded.model, tokenizer, loaded.speakers, settings, sound, weights)
+        # What the first sentence would wait for otherwise: modules that are imported at first use, the dictionary.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for passage in passages("Ready."):
+                voice._tokenize(passage.text)
+        return voice
 
     def speaker_id(self, speaker: str | int | None) -> int:
         """Index of a speaker, by name or number; None is the first.
