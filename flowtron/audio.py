@@ -58,7 +58,7 @@ def mel_filters(settings: AudioSettings) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _windowed_fourier(settings: AudioSettings) -> Tensor:
+def windowed_fourier(settings: AudioSettings) -> Tensor:
     """Return the windowed Fourier basis (n_fft, 2 n_bins), cosines then sines, in float64.
 
     Its numbers are rounded to float32, as the original's are: near the floor of the logarithm the rounding shows.
@@ -86,7 +86,7 @@ def magnitudes(wav: Tensor, settings: AudioSettings) -> Tensor:
     else:
         padded = torch.nn.functional.pad(flat[:, None], (half, half), mode="reflect")[:, 0]
     frames = padded.unfold(1, settings.n_fft, settings.hop_length)
-    cosines, sines = (frames @ _windowed_fourier(settings).to(wav.device)).chunk(2, 2)
+    cosines, sines = (frames @ windowed_fourier(settings).to(wav.device)).chunk(2, 2)
     return torch.hypot(cosines, sines).transpose(1, 2).reshape(*wav.shape[:-1], -1, frames.shape[1])
 
 
