@@ -20,7 +20,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, kind: str, n_channels: int, width: int, dilations: Sequence[int], weight_norm: bool) -> None:
         super().__init__()
-        dilated = nn.ModuleList(Conv(n_channels, n_channels, width, dilation=d, weight_norm=weight_norm) for d in dilations)
+        dilated = nn.ModuleList(
+            Conv(n_channels, n_channels, width, dilation=d, weight_norm=weight_norm) for d in dilations
+        )
         if kind == "1":
             self.convs1 = dilated
             self.convs2 = nn.ModuleList(Conv(n_channels, n_channels, width, weight_norm=weight_norm) for _ in dilations)

@@ -84,6 +84,8 @@ class SourceFilterNet(nn.Module):
         bias = torch.zeros(SUBFRAMES, 4, self.n_bins)
         bias[:, 0], bias[:, 2], bias[:, 3] = -0.3, -1.0, -1.5
         self.curves.head.bias.data = bias.flatten()
+        # Frames that a filter or a pitch depends on, on either side: three for each convolution.
+        self.context_frames = 3 * (1 + max(n_blocks, n_pitch_blocks))
         self.register_buffer("base", self._spread(), persistent=False)
         self.register_buffer("grid", pitch_grid(), persistent=False)
 
@@ -127,20 +129,27 @@ class SourceFilterNet(nn.Module):
         return (weights * self.grid.log()[inside]).sum(2).exp()
 
 
-def phases(pitch: Tensor, hop_length: int, sample_rate: int, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the phase of the first harmonic in radians and the pitch in Hz, at every sample (B, T_samples).
+def phases(
+    pitch: Tensor, hop_length: int, sample_rate: int, start: Tensor, open_end: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the phase of the first harmonic in radians, in float64, and the pitch in Hz, at every sample.
 
     Args:
-        pitch: (B, T_mel) in Hz at the frames' centres, t · hop_length.
+        pitch: (B, T_mel) in Hz at the frames' centres, t · hop_length; one more frame than asked for when `open_end`.
         hop_length: samples.
         sample_rate: Hz.
         start: (B,) phase before the first sample.
+        open_end: the last frame is only what the one before it leads to; else it lasts for a frame of its own.
+
+    Returns:
+        Both (B, T_samples).
     """
-    ahead = torch.cat([pitch[:, 1:], pitch[:, -1:]], 1)
+    ahead = pitch[:, 1:] if open_end else torch.cat([pitch[:, 1:], pitch[:, -1:]], 1)
+    pitch = pitch[:, : ahead.shape[1]]
     part = torch.arange(hop_length, device=pitch.device) / hop_length
     each = (pitch[..., None] + (ahead - pitch)[..., None] * part).flatten(1)
     phase = start[:, None].double() + (each.double() * (2 * math.pi / sample_rate)).cumsum(1)
-    return phase.remainder(2 * math.pi).float(), each
+    return phase.remainder(2 * math.pi), each
 
 
 def pulses(phase: Tensor, pitch: Tensor, sample_rate: int) -> Tensor:
@@ -173,7 +182,7 @@ def render(net: SourceFilterNet, curves: Tensor, phase: Tensor, pitch: Tensor, n
     Args:
         net: whose geometry to use.
         curves: (B, 4, 2 · T_mel, F).
-        phase: (B, T_samples) of the first harmonic.
+        phase: (B, T_samples) of the first harmonic, in float64.
         pitch: (B, T_samples) in Hz.
         noise: (B, 2, T_samples) from N(0, 1).
 
@@ -181,11 +190,14 @@ def render(net: SourceFilterNet, curves: Tensor, phase: Tensor, pitch: Tensor, n
         wav (B, T_samples).
     """
     B, n_samples = phase.shape
+    phase = phase.to(curves.dtype)
     window = torch.hann_window(net.n_fft, device=curves.device)
     # Noise in bursts around the pulses, of unit power on average.
     burst = (1 + phase.cos()) * math.sqrt(2 / 3)
     sources = torch.stack([pulses(phase, pitch, net.settings.sample_rate), noise[:, 0], noise[:, 1] * burst], 1)
-    spectra = torch.stft(sources.flatten(0, 1), net.n_fft, net.hop, window=window, return_complex=True)
+    # Silence beyond either end, so that a piece cut out of a longer sound sees the same within.
+    flat = sources.flatten(0, 1)
+    spectra = torch.stft(flat, net.n_fft, net.hop, window=window, pad_mode="constant", return_complex=True)
     spectra = spectra.unflatten(0, (B, 3)).transpose(2, 3)
     log_gain = curves[:, [0, 2, 3]].clamp(max=4.0)
     turn = minimum_phase(log_gain[:, 0]) + curves[:, 1]

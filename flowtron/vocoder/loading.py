@@ -1,0 +1,131 @@
+"""Vocoders by name or from a folder."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowtron.audio import AudioSettings
+from flowtron.checkpoint import VOCODER_DESCRIPTION, VocoderFile, read_vocoder
+from flowtron.errors import InputError
+from flowtron.tensorfile import brief
+from flowtron.vocoder.base import Vocoder, check_settings
+from flowtron.vocoder.griffin_lim import GriffinLim
+from flowtron.vocoder.hifigan import HifiGan
+from flowtron.vocoder.layers import fold_weight_norm
+from flowtron.vocoder.neural import HifiGanVocoder, SourceFilterVocoder, SqueezeWaveVocoder, WaveGlowVocoder
+from flowtron.vocoder.source_filter import SourceFilterNet
+from flowtron.vocoder.squeezewave import SqueezeWave, fold_batch_norm
+from flowtron.vocoder.waveglow import WaveGlow
+from flowtron.vocoder.wavenet import WaveNet, WaveNetVocoder
+
+WEIGHTS = Path(__file__).parent / "weights"
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "waveglow": WaveGlow,
+    "squeezewave": SqueezeWave,
+    "hifigan": HifiGan,
+    "wavenet": WaveNet,
+    "source_filter": SourceFilterNet,
+}
+
+
+def bundled_vocoders() -> list[str]:
+    """Names of the vocoders that come with weights in the package."""
+    return sorted(path.parent.name for path in WEIGHTS.glob(f"*/{VOCODER_DESCRIPTION}"))
+
+
+def build_vocoder_model(kind: str, architecture: Mapping[str, Any], settings: AudioSettings) -> nn.Module:
+    """Build the network of a vocoder, its weights random.
+
+    Args:
+        kind: a key of `MODELS`.
+        architecture: arguments of its class.
+        settings: of the mels.
+
+    Raises:
+        InputError: there is no such kind, or the architecture does not fit it.
+    """
+    if kind not in MODELS:
+        raise InputError(f"vocoder kind is {kind!r}, expected one of {', '.join(MODELS)}; correct it.")
+    arguments = dict(architecture)
+    if kind == "source_filter":
+        arguments = {"settings": settings, **arguments}
+    try:
+        return MODELS[kind](**arguments)
+    except TypeError as error:
+        raise InputError(f"the architecture of the {kind} does not fit ({brief(error)}); correct it.") from None
+
+
+def load_weights_into(model: nn.Module, state: Mapping[str, Tensor], origin: Path) -> None:
+    """Give a network its weights.
+
+    Raises:
+        InputError: they are not those of the network.
+    """
+    try:
+        model.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise InputError(f"{origin}: weights do not fit the architecture ({brief(error)}); get it anew.") from None
+
+
+def from_file(file: VocoderFile, origin: Path, dtype: torch.dtype | None, **options: Any) -> Vocoder:
+    """Make a vocoder of what a folder holds, normalisations folded away.
+
+    Raises:
+        InputError: the kind is not known, or weights and architecture do not fit.
+    """
+    state = {name: value.float() if value.is_floating_point() else value for name, value in file.state.items()}
+    architecture = dict(file.architecture)
+    if architecture.get("weight_norm"):
+        state, architecture["weight_norm"] = fold_weight_norm(state), False
+    if file.kind == "squeezewave" and architecture.get("batch_norm", True):
+        state, architecture["batch_norm"] = fold_batch_norm(state), False
+    model = build_vocoder_model(file.kind, architecture, file.audio)
+    load_weights_into(model, state, origin)
+    if isinstance(model, WaveGlow):
+        return WaveGlowVocoder(model, file.audio, dtype, **options)
+    if dtype is not None:
+        raise InputError(f"{origin}: dtype is {dtype}, but only WaveGlow has another than float32; leave it out.")
+    if isinstance(model, SqueezeWave):
+        return SqueezeWaveVocoder(model, file.audio, **options)
+    if isinstance(model, HifiGan):
+        return HifiGanVocoder(model, file.audio, **options)
+    if isinstance(model, WaveNet):
+        return WaveNetVocoder(model, file.audio, **options)
+    assert isinstance(model, SourceFilterNet)
+    return SourceFilterVocoder(model, file.audio, **options)
+
+
+def load_vocoder(
+    name: str | Path = "griffin_lim",
+    settings: AudioSettings | None = None,
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> Vocoder:
+    """Load a vocoder.
+
+    Args:
+        name: 'griffin_lim', a bundled vocoder such as 'light', or a vocoder's folder, as `flowtron convert` and
+            training write it.
+        settings: of the mels it will be given; None takes what it was made for.
+        dtype: of WaveGlow's matrix products, such as torch.bfloat16.
+        options: of its class, such as sigma.
+
+    Raises:
+        InputError: there is no such vocoder, it was made for other mels, or its files are damaged.
+    """
+    if str(name) == "griffin_lim":
+        return GriffinLim(settings, **options)
+    folder = WEIGHTS / str(name) if str(name) in bundled_vocoders() else Path(name)
+    if not (folder / VOCODER_DESCRIPTION).is_file():
+        known = ", ".join(f"'{each}'" for each in ["griffin_lim", *bundled_vocoders()])
+        remedy = (
+            "convert it with `flowtron convert` first" if folder.is_file() else f"use {known} or a vocoder's folder"
+        )
+        raise InputError(f"{name}: no such vocoder; {remedy}.")
+    file = read_vocoder(folder)
+    check_settings(str(name), file.audio, settings)
+    return from_file(replace(file, audio=settings or file.audio), folder, dtype, **options)
