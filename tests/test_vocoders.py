@@ -1,4 +1,4 @@
-"""The vocoder interface: loading, settings, streams that equal the whole; SqueezeWave, HiFi-GAN, the source-filter one."""
+"""The vocoder interface: loading, settings, streams that equal the whole; SqueezeWave, HiFi-GAN, source-filter."""
 
 import math
 

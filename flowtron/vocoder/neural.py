@@ -163,7 +163,7 @@ class SourceFilterVocoder:
             return render(model, model.filters(mel), phase, each, noise.expand(len(mel), -1, -1)).clamp(-1, 1)
 
     def _sources(self, read: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
-        """Add phase, pitch and noise at every sample to consecutive filters, a frame behind: pitch glides to the next."""
+        """Add phase, pitch and noise at every sample to consecutive filters, a frame behind, since pitch glides."""
         generator, phase = torch.Generator().manual_seed(SEED), torch.zeros(1, dtype=torch.float64)
         curves, pitch = torch.zeros(0), torch.zeros(0)
 

@@ -14,7 +14,7 @@ from flowtron.vocoder.layers import Conv
 
 
 class CouplingNet(nn.Module):
-    """A stack of dilated, gated convolutions, as in WaveNet but not causal: half the channels to shift and log-scale."""
+    """Dilated, gated convolutions as in WaveNet, but not causal: half the channels to shift and log-scale."""
 
     def __init__(
         self, n_half: int, n_conditioning: int, n_layers: int, n_channels: int, kernel_size: int, weight_norm: bool
