@@ -45,7 +45,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["flowtron", "flowtron.*"]),
-    package_data={"flowtron": ["voices/**/*", "**/*.cpp", "**/*.json", "**/*.txt", "py.typed"]},
+    package_data={"flowtron": ["voices/**/*", "vocoder/weights/**/*", "**/*.cpp", "**/*.json", "**/*.txt", "py.typed"]},
     install_requires=[
         # The lowest of these and the newest are tested by scripts/test_versions.sh.
         "torch>=2.4,<3",

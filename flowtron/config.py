@@ -174,6 +174,18 @@ class TrainConfig(Section):
     ]
 
 
+class VocoderConfig(Section):
+    """A vocoder to train in place of the voice (`vocoder_config`)."""
+
+    kind: Literal["", "waveglow", "squeezewave", "wavenet", "source_filter", "hifigan"] = Field(
+        "", description="what to train; empty trains the voice"
+    )
+    architecture: dict[str, Any] = Field({}, description="arguments of the network's class, by the original's names")
+    segment_length: int = Field(16000, gt=0, description="samples of a training example, cut to whole frames")
+    mel_noise: float = Field(0.0, ge=0, description="largest deviation of noise on the mels in training")
+    predicted_mels: str = Field("", description="folder of predicted mels NAME.npy to fine-tune on; empty: recordings")
+
+
 class DistConfig(Section):
     """Several processes (`dist_config`)."""
 
@@ -188,6 +200,7 @@ class Config(Section):
     data: DataConfig = Field(DataConfig(), alias="data_config")
     dist: DistConfig = Field(DistConfig(), alias="dist_config")
     model: ModelConfig = Field(ModelConfig(), alias="model_config")
+    vocoder: VocoderConfig = Field(VocoderConfig(), alias="vocoder_config")
 
     def audio_settings(self) -> AudioSettings:
         """Return the mel settings that the model is trained on."""

@@ -453,6 +453,10 @@ def train(config: Config) -> Path:
     Raises:
         InputError: the config or the data cannot be used, or the loss stays infinite.
     """
+    if config.vocoder.kind:
+        from flowtron.vocoder.training import train_vocoder
+
+        return train_vocoder(config)
     state = prepare(config)
     settings = config.train
     accelerator = state.accelerator

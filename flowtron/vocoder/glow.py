@@ -134,7 +134,9 @@ class Glow(nn.Module):
                 kept, changed = changed, kept
             shift, log_scale = self.WN[k](kept, conditioning)
             changed = (changed - shift) * (-log_scale).exp()
-            x = self.convinv[k].inverse(torch.cat([changed, kept] if self._flips(k) else [kept, changed], 1))
+            mix = self.convinv[k]
+            assert isinstance(mix, InvertibleConv)
+            x = mix.inverse(torch.cat([changed, kept] if self._flips(k) else [kept, changed], 1))
         x = torch.cat([z[:, :n_left], x], 1)
         return x.transpose(1, 2).flatten(1)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from flowtron.vocoder.glow import InvertibleConv
 from flowtron.vocoder.layers import Conv
 from flowtron.vocoder.waveglow import CouplingNet, WaveGlow
 
@@ -120,7 +121,7 @@ class GlowEngine:
         self.upsample_bias = bias.repeat(self.phases).to(self.dtype)
         flows = []
         for k, (network, mix) in enumerate(zip(model.WN, model.convinv)):
-            assert isinstance(network, CouplingNet)
+            assert isinstance(network, CouplingNet) and isinstance(mix, InvertibleConv)
             flows.append(_Flow(network, mix.matrix, model.alternating_halves and k % 2 == 1, self.dtype))
         self.flows = flows
 

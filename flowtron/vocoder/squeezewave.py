@@ -47,8 +47,8 @@ class SeparableNet(nn.Module):
         self.cond_layer = nn.Conv1d(n_mels, 2 * n_channels * n_layers, 1)
         self.layers = nn.ModuleList(SeparableLayer(n_channels, kernel_size, batch_norm) for _ in range(n_layers))
         self.end = nn.Conv1d(n_channels, 2 * n_half, 1)
-        nn.init.zeros_(self.end.weight)
-        nn.init.zeros_(self.end.bias)
+        for parameter in self.end.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, kept: Tensor, mel: Tensor) -> tuple[Tensor, Tensor]:
         """Map (B, n_half, T) and the mel (B, n_mels, T_mel) to shift and log-scale (B, n_half, T)."""

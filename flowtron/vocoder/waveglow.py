@@ -33,8 +33,8 @@ class CouplingNet(nn.Module):
         )
         # Zero at first, so that every flow starts as the identity.
         self.end = nn.Conv1d(n_channels, 2 * n_half, 1)
-        nn.init.zeros_(self.end.weight)
-        nn.init.zeros_(self.end.bias)
+        for parameter in self.end.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, kept: Tensor, conditioning: Tensor) -> tuple[Tensor, Tensor]:
         """Map (B, n_half, T) and the conditioning (B, n_conditioning, T) to shift and log-scale (B, n_half, T)."""

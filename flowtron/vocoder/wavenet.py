@@ -282,17 +282,18 @@ class Generator:
     def __init__(self, net: WaveNet, batch: int, compiled: bool = True) -> None:
         """Start `batch` silent streams; `compiled` allows the kernel, which computes in float32."""
         self.net, self.batch, self.position = net, batch, 0
+        self._layers = [layer for layer in net.layers if isinstance(layer, Layer)]
         weight = net.hidden.kernel
         single = weight.dtype == torch.float32 and weight.device.type == "cpu" and net.n_residual % 8 == 0
         self._library = load_library("wavenet") if compiled and single else None
         self._previous = torch.full((batch,), net.silence, dtype=weight.dtype)
         reaches = [(net.kernel_size - 1) * d for d in net.dilations]
         self._rings = [torch.zeros(batch, reach, net.n_residual, dtype=weight.dtype) for reach in reaches]
-        self._inward = [_matrix(layer.conv) for layer in net.layers]
-        self._outward = [_matrix(layer.outward) for layer in net.layers]
+        self._inward = [_matrix(layer.conv) for layer in self._layers]
+        self._outward = [_matrix(layer.outward) for layer in self._layers]
         # Conditioning of all layers in one product, the layers' own biases added.
-        conditions = [_matrix(layer.condition) for layer in net.layers]
-        biases = [layer.condition.bias.detach() + layer.conv.bias.detach() for layer in net.layers]
+        conditions = [_matrix(layer.condition) for layer in self._layers]
+        biases = [layer.condition.bias.detach() + layer.conv.bias.detach() for layer in self._layers]
         pad = -2 * net.n_residual % PANEL
         self._condition = nn.functional.pad(torch.stack(conditions, 1), (0, pad)).flatten(1)
         self._condition_bias = nn.functional.pad(torch.stack(biases), (0, pad)).flatten()
@@ -303,9 +304,9 @@ class Generator:
         net = self.net
         self._packed = [
             (_panels(inward), _panels(outward), _padded(layer.outward.bias.detach()))
-            for inward, outward, layer in zip(self._inward, self._outward, net.layers)
+            for inward, outward, layer in zip(self._inward, self._outward, self._layers)
         ]
-        layers = (_KernelLayer * len(net.layers))(
+        layers = (_KernelLayer * len(self._layers))(
             *(
                 _KernelLayer(*(pointer(x) for x in packed), pointer(ring), dilation)
                 for packed, ring, dilation in zip(self._packed, self._rings, net.dilations)
@@ -319,7 +320,7 @@ class Generator:
             _panels(_matrix(net.output)),
             _padded(net.output.bias.detach()),
         )
-        self._layers = layers
+        self._kernel_layers = layers
         self._kernel_net = _KernelNet(
             len(net.layers),
             net.n_residual,
@@ -377,7 +378,7 @@ class Generator:
                 if length:
                     ring[:, now % length] = h
                 filtered, gate = y.chunk(2, 1)
-                out = (filtered.tanh() * gate.sigmoid()) @ self._outward[i] + net.layers[i].outward.bias
+                out = (filtered.tanh() * gate.sigmoid()) @ self._outward[i] + self._layers[i].outward.bias
                 h = (h + out[:, : net.n_residual]) * math.sqrt(0.5)
                 skipped = skipped + out[:, net.n_residual :]
             hidden = net.hidden((skipped / math.sqrt(len(net.layers))).relu()[..., None])

@@ -1,0 +1,344 @@
+"""Training of vocoders: segments of recordings, one visible loop, resumption, averaged weights, several processes.
+
+    flowtron train -c configs/waveglow.json
+
+A segment is a function of seed, iteration and process and of nothing else, so a run that goes on sees what it would
+have seen. Letters: B batch, T_mel frames, T_samples samples.
+"""
+
+import random
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from flowtron.audio import AudioSettings, load_wav, log_mel
+from flowtron.checkpoint import VocoderFile, load_training_state, read_vocoder, save_training_state, save_vocoder
+from flowtron.config import Config
+from flowtron.data import Utterance, read_filelist
+from flowtron.errors import InputError
+from flowtron.monitor import Monitor
+from flowtron.optim import Average, Schedule, build_optimizer
+from flowtron.tensorfile import replaced_file
+from flowtron.vocoder.loading import build_vocoder_model, from_file, load_weights_into
+from flowtron.vocoder.objective import vocoder_objective
+
+MAX_BAD_STEPS = 10
+N_VALIDATION = 16  # segments
+N_SPOKEN = 2  # recordings to hear in the log
+SPOKEN_FRAMES = 172
+LOG_EVERY = 50
+
+
+class Segments:
+    """Random pieces of recordings with their mels: those of the recording, or predicted ones kept beside it."""
+
+    def __init__(
+        self, utterances: Sequence[Utterance], settings: AudioSettings, segment_frames: int, predicted: str = ""
+    ) -> None:
+        """Open recordings.
+
+        Args:
+            utterances: of the filelist.
+            settings: of the mels.
+            segment_frames: length of a piece.
+            predicted: folder of predicted mels NAME.npy (n_mels, T_mel) for NAME.wav; empty takes the recording's.
+
+        Raises:
+            InputError: a recording has another sample rate, none is long enough, or a predicted mel is missing.
+        """
+        self.settings, self.n_frames = settings, segment_frames
+        self.predicted = Path(predicted) if predicted else None
+        self.items: list[tuple[Path, int]] = []
+        for utterance in utterances:
+            information = soundfile.info(str(utterance.path))
+            if information.samplerate != settings.sample_rate:
+                raise InputError(
+                    f"{utterance.path}: sample rate is {information.samplerate} Hz, expected {settings.sample_rate} "
+                    "Hz; convert it."
+                )
+            if information.frames // settings.hop_length >= segment_frames:
+                self.items.append((Path(utterance.path), information.frames // settings.hop_length))
+            if self.predicted is not None and not self._predicted_path(Path(utterance.path)).is_file():
+                raise InputError(f"{self._predicted_path(Path(utterance.path))}: no such predicted mel; make it first.")
+        if not self.items:
+            raise InputError(
+                f"no recording has {segment_frames} frames; lower vocoder_config.segment_length or add longer ones."
+            )
+
+    def _predicted_path(self, wav: Path) -> Path:
+        assert self.predicted is not None
+        return self.predicted / f"{wav.stem}.npy"
+
+    def cut(self, number: int, start: int) -> tuple[Tensor, Tensor]:
+        """Return frames of a recording from `start` on: wav (segment_frames · hop,), mel (n_mels, segment_frames)."""
+        path, _ = self.items[number]
+        hop, n = self.settings.hop_length, self.n_frames
+        # With real surroundings, so that the first and last frame are those of the whole recording.
+        margin = -(-self.settings.n_fft // hop)
+        before = min(start, margin)
+        stop = (start + n + margin) * hop
+        samples, _ = soundfile.read(path, start=(start - before) * hop, stop=stop, dtype="float32", always_2d=True)
+        piece = torch.from_numpy(samples.mean(1))
+        wav = piece[before * hop :][: n * hop]
+        if self.predicted is not None:
+            mel = torch.from_numpy(
+                np.load(self._predicted_path(path), mmap_mode="r")[:, start : start + n].copy()
+            ).float()
+        else:
+            mel = log_mel(piece, self.settings)[:, before : before + n]
+        if mel.shape != (self.settings.n_mels, n):
+            raise InputError(f"{path}: its mel has shape {tuple(mel.shape)} at frame {start}; make it anew.")
+        return wav, mel
+
+    def draw(self, generator: random.Random, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Return random pieces: wav (B, T_samples) and mel (B, n_mels, T_mel)."""
+        cuts = []
+        for _ in range(batch_size):
+            number = generator.randrange(len(self.items))
+            cuts.append(self.cut(number, generator.randint(0, self.items[number][1] - self.n_frames)))
+        wavs, mels = zip(*cuts)
+        return torch.stack(wavs), torch.stack(mels)
+
+
+@dataclass
+class VocoderState:
+    """All that moves during training, and what it moves on."""
+
+    config: Config
+    accelerator: Accelerator
+    objective: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    average: Average | None
+    training: Segments
+    validation: Segments
+    recordings: list[Path]
+    iteration: int = 0
+    bad_steps: int = 0
+
+    @property
+    def model(self) -> nn.Module:
+        """The bare network."""
+        model: nn.Module = self.accelerator.unwrap_model(self.objective).model
+        return model
+
+    @property
+    def best_model(self) -> nn.Module:
+        """The network with averaged weights, where there are any."""
+        return self.model if self.average is None else self.average.module
+
+    @property
+    def folder(self) -> Path:
+        """Where checkpoints and logs go."""
+        return Path(self.config.train.output_directory)
+
+
+def prepare(config: Config) -> VocoderState:
+    """Build everything from a config, with the state of an earlier run of the same output directory.
+
+    Raises:
+        InputError: something that the config names is missing or does not fit.
+    """
+    from flowtron.train import newest_state, start_processes
+
+    train, vocoder = config.train, config.vocoder
+    accelerator = start_processes(config)
+    set_seed(train.seed)
+    settings = config.audio_settings()
+    segment_frames = max(1, vocoder.segment_length // settings.hop_length)
+    training_files, validation_files = (
+        read_filelist(f) for f in (config.data.training_files, config.data.validation_files)
+    )
+    model = build_vocoder_model(vocoder.kind, vocoder.architecture, settings)
+    saved = newest_state(config)
+    if train.warmstart_checkpoint_path and saved is None:
+        folder = Path(train.warmstart_checkpoint_path)
+        load_weights_into(model, read_vocoder(folder).state, folder)
+    objective = vocoder_objective(model, settings, train.sigma)
+    optimizer = build_optimizer(model.parameters(), train)
+    average = Average(model, train.ema_decay).to(accelerator.device) if train.ema_decay else None
+    objective, optimizer = accelerator.prepare(objective, optimizer)
+    state = VocoderState(
+        config,
+        accelerator,
+        objective,
+        optimizer,
+        Schedule(optimizer, train),
+        average,
+        Segments(training_files, settings, segment_frames, vocoder.predicted_mels),
+        Segments(validation_files, settings, segment_frames),
+        [Path(utterance.path) for utterance in validation_files[:N_SPOKEN]],
+    )
+    if saved is not None:
+        resume(state, saved)
+    return state
+
+
+def resume(state: VocoderState, path: Path) -> None:
+    """Go on from a training state.
+
+    Raises:
+        InputError: it is damaged or of another model.
+    """
+    saved = load_training_state(path)
+    try:
+        state.model.load_state_dict(saved["model"])
+        state.optimizer.load_state_dict(saved["optimizer"])
+        state.schedule.load_state_dict(saved["schedule"])
+        if state.average is not None and saved["average"] is not None:
+            state.average.load_state_dict(saved["average"])
+    except (KeyError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise InputError(f"{path}: a training state of another model ({reason}); go on with its own config.") from None
+    state.iteration = saved["iteration"]
+    state.accelerator.print(f"resumed from {path} at iteration {state.iteration}")
+
+
+def step(state: VocoderState) -> tuple[dict[str, float], float]:
+    """Take one optimizer step, unless loss or gradient are not finite; return the losses and the gradient's norm."""
+    config, accelerator = state.config, state.accelerator
+    state.objective.train()
+    state.schedule.apply(state.iteration)
+    key = f"{config.train.seed} {state.iteration} {accelerator.process_index}"
+    generator = random.Random(key)
+    torch.manual_seed(generator.getrandbits(63))
+    wav, mel = (x.to(accelerator.device) for x in state.training.draw(generator, config.train.batch_size))
+    # Synthesized mels are not as clean as recorded ones.
+    mel = mel + torch.randn_like(mel) * torch.rand(len(mel), 1, 1, device=mel.device) * config.vocoder.mel_noise
+    losses = state.objective(wav, mel)
+    total = torch.stack(list(losses.values())).sum()
+    accelerator.backward(total)
+    norm = accelerator.clip_grad_norm_(state.objective.parameters(), config.train.grad_clip_val or torch.inf)
+    finite = bool(norm.isfinite() & total.isfinite())
+    if finite:
+        state.optimizer.step()
+        if state.average is not None:
+            state.average.update(state.model)
+    state.optimizer.zero_grad()
+    state.bad_steps = 0 if finite else state.bad_steps + 1
+    return {name: float(value.detach()) for name, value in losses.items()}, float(norm)
+
+
+def as_file(state: VocoderState) -> VocoderFile:
+    """Return the vocoder as its folder will hold it."""
+    vocoder = state.config.vocoder
+    weights = {name: value.detach().cpu().clone() for name, value in state.best_model.state_dict().items()}
+    # What the defaults are may change; what these weights are normalised by may not.
+    architecture: dict[str, Any] = dict(vocoder.architecture)
+    if any(name.endswith("weight_g") for name in weights):
+        architecture["weight_norm"] = True
+    return VocoderFile(vocoder.kind, architecture, weights, state.config.audio_settings(), state.iteration, [])
+
+
+@torch.no_grad()
+def evaluate(state: VocoderState, monitor: Monitor) -> dict[str, float]:
+    """Mean losses over fixed segments of the validation recordings; copy synthesis to hear beside the recordings."""
+    config = state.config
+    objective = vocoder_objective(state.best_model, config.audio_settings(), config.train.sigma).eval()
+    torch.manual_seed(config.train.seed)
+    wav, mel = state.validation.draw(random.Random(config.train.seed), N_VALIDATION)
+    losses = objective(wav.to(state.accelerator.device), mel.to(state.accelerator.device))
+    metrics = {f"validation/{name}": float(value) for name, value in losses.items()}
+    metrics["validation/total"] = sum(metrics.values())
+    monitor.scalars(metrics, state.iteration)
+    if monitor.writer is not None:
+        vocoder = from_file(as_file(state), state.folder, None)
+        for path in state.recordings:
+            recording = load_wav(path)[: SPOKEN_FRAMES * vocoder.settings.hop_length]
+            sounds = {"recording": recording, "copy": vocoder(log_mel(recording, vocoder.settings)[None])[0]}
+            for name, sound in sounds.items():
+                monitor.writer.add_audio(
+                    f"{path.stem}/{name}", sound[None], state.iteration, sample_rate=vocoder.settings.sample_rate
+                )
+    print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()), file=sys.stderr, flush=True)
+    return metrics
+
+
+def save(state: VocoderState, is_best: bool) -> Path:
+    """Write the vocoder's folder and the state to go on with, and forget old ones."""
+    from flowtron.train import best_checkpoint, checkpoints, training_states
+
+    path = state.folder / "checkpoints" / f"{state.iteration:08d}"
+    file = as_file(state)
+    save_vocoder(path, file.kind, file.architecture, file.state, file.audio, step=file.step)
+    if is_best:
+        with replaced_file(state.folder / "best") as note:
+            note.write(path.name.encode())
+    training_file = state.folder / "training" / f"{state.iteration:08d}.pt"
+    training_file.parent.mkdir(parents=True, exist_ok=True)
+    save_training_state(
+        training_file,
+        {
+            "iteration": state.iteration,
+            "model": state.model.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            "schedule": state.schedule.state_dict(),
+            "average": None if state.average is None else state.average.state_dict(),
+        },
+    )
+    keep = state.config.train.keep_checkpoints
+    for old in checkpoints(state.folder)[:-keep]:
+        if old != best_checkpoint(state.folder):
+            shutil.rmtree(old)
+    for old in training_states(state.folder)[:-keep]:
+        old.unlink()
+    return path
+
+
+def train_vocoder(config: Config) -> Path:
+    """Train the vocoder of a config and return the folder of its last checkpoint.
+
+    Raises:
+        InputError: the config or the data cannot be used, or the loss stays infinite.
+    """
+    from flowtron.train import Interrupt
+
+    state = prepare(config)
+    settings, accelerator = config.train, state.accelerator
+    monitor = Monitor(config, accelerator.is_main_process, accelerator.num_processes, state.iteration)
+    started, path = time.monotonic(), state.folder
+    if state.iteration:
+        path = state.folder / "checkpoints" / f"{state.iteration:08d}"
+    mark = time.monotonic()
+    with monitor, Interrupt() as stop:
+        while not settings.max_iters or state.iteration < settings.max_iters:
+            losses, norm = step(state)
+            state.iteration += 1
+            if state.bad_steps >= MAX_BAD_STEPS:
+                raise InputError(
+                    f"{state.bad_steps} steps in a row had no finite loss; lower train_config.learning_rate."
+                )
+            if state.iteration % LOG_EVERY == 0 and accelerator.is_main_process:
+                seconds = settings.batch_size * config.vocoder.segment_length / config.data.sampling_rate
+                speed = LOG_EVERY * seconds * accelerator.num_processes / (time.monotonic() - mark)
+                mark = time.monotonic()
+                scalars = {f"training/{name}": value for name, value in losses.items()}
+                scalars |= {"training/gradient_norm": norm, "training/seconds_per_second": speed}
+                scalars["training/learning_rate"] = state.schedule.rate(state.iteration)
+                monitor.scalars(scalars, state.iteration)
+                parts = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
+                print(
+                    f"{state.iteration}  {parts}  |g| {norm:.2f}  {speed:.1f} x real time", file=sys.stderr, flush=True
+                )
+            out_of_time = settings.max_hours > 0 and time.monotonic() - started > settings.max_hours * 3600
+            last = stop.requested or out_of_time or state.iteration == settings.max_iters
+            if last or state.iteration % settings.iters_per_checkpoint == 0:
+                path = state.folder / "checkpoints" / f"{state.iteration:08d}"
+                if accelerator.is_main_process:
+                    is_best = state.schedule.validated(evaluate(state, monitor)["validation/total"])
+                    save(state, is_best)
+                accelerator.wait_for_everyone()
+                if last or state.schedule.is_exhausted:
+                    break
+    return path

@@ -1,0 +1,140 @@
+"""Training of vocoders: segments, losses, resumption, what is written."""
+
+import inspect
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flowtron.audio import load_wav, log_mel, save_wav
+from flowtron.config import load_config, parse_config
+from flowtron.data import read_filelist
+from flowtron.errors import InputError
+from flowtron.train import train
+from flowtron.vocoder import load_vocoder
+from flowtron.vocoder.loading import MODELS
+from flowtron.vocoder.objective import spectral_distance, vocoder_objective
+from flowtron.vocoder.training import Segments, prepare, step
+
+ARCHITECTURES = {
+    "waveglow": {"n_flows": 2, "n_early_every": 4, "WN_config": {"n_layers": 1, "n_channels": 8}},
+    "squeezewave": {"n_flows": 2, "n_early_every": 4, "WN_config": {"n_layers": 1, "n_channels": 8}},
+    "wavenet": {"n_layers": 2, "n_stacks": 1, "n_residual": 8, "n_skip": 8, "n_mixtures": 2},
+    "source_filter": {"n_channels": 8, "n_blocks": 1, "n_pitch_channels": 8, "n_pitch_blocks": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    torch.manual_seed(0)
+    lines = []
+    for number in range(3):
+        phase = torch.arange(12000 + 500 * number) * (2 * math.pi * (110 + 30 * number) / 22050)
+        wav = sum(torch.cos(k * phase) / k for k in range(1, 8)) * 0.1 + 0.01 * torch.randn(len(phase))
+        save_wav(folder / f"{number}.wav", wav, 22050)
+        lines.append(f"{folder / f'{number}.wav'}|Text.|a")
+    (folder / "list.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def config(corpus, kind, output, **train_values):
+    base = {"output_directory": str(output), "batch_size": 2, "optim_algo": "AdamW", "learning_rate": 3e-3}
+    base |= {"with_tensorboard": False, "ema_decay": 0.5, "iters_per_checkpoint": 1000, **train_values}
+    files = str(corpus / "list.txt")
+    return parse_config(
+        {
+            "train_config": base,
+            "data_config": {"training_files": files, "validation_files": files},
+            "vocoder_config": {"kind": kind, "architecture": ARCHITECTURES[kind], "segment_length": 4096},
+        }
+    )
+
+
+@pytest.mark.parametrize("kind", list(ARCHITECTURES))
+def test_a_run_lowers_the_loss_and_leaves_a_vocoder(corpus, tmp_path, kind):
+    state = prepare(config(corpus, kind, tmp_path / "probe"))
+    totals = []
+    for _ in range(12):
+        losses, norm = step(state)
+        state.iteration += 1
+        totals.append(sum(losses.values()))
+        assert math.isfinite(norm)
+    assert np.mean(totals[-4:]) < np.mean(totals[:4])
+    path = train(config(corpus, kind, tmp_path / "run", max_iters=2))
+    assert path.name == "00000002"
+    vocoder = load_vocoder(path)
+    mel = log_mel(load_wav(corpus / "0.wav")[:2560], vocoder.settings)[None]
+    assert vocoder(mel).shape == (1, mel.shape[2] * 256)
+
+
+def test_a_run_that_goes_on_equals_one_that_never_stopped(corpus, tmp_path):
+    whole = train(config(corpus, "source_filter", tmp_path / "whole", max_iters=4))
+    train(config(corpus, "source_filter", tmp_path / "parts", max_iters=2))
+    parts = train(config(corpus, "source_filter", tmp_path / "parts", max_iters=4))
+    for name in ("checkpoints/00000004/vocoder.safetensors",):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+    assert whole.name == parts.name
+    with pytest.raises(InputError, match="another model"):
+        train(config(corpus, "wavenet", tmp_path / "parts", max_iters=6))
+
+
+def test_tensorboard_gets_losses_and_sound(corpus, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(config(corpus, "source_filter", tmp_path, max_iters=1, with_tensorboard=True))
+    events = EventAccumulator(str(tmp_path / "logs")).Reload()
+    assert "validation/total" in events.Tags()["scalars"]
+    assert {"0/recording", "0/copy"} <= set(events.Tags()["audio"])
+
+
+def test_segments_are_those_of_the_whole_recording(corpus):
+    settings = parse_config({}).audio_settings()
+    segments = Segments(read_filelist(corpus / "list.txt"), settings, 8)
+    recording = load_wav(corpus / "1.wav")
+    mel = log_mel(recording, settings)
+    for start in (0, 3, 20, 48 - 8):
+        wav, piece = segments.cut(1, start)
+        assert torch.equal(wav, recording[start * 256 : (start + 8) * 256])
+        assert (piece - mel[:, start : start + 8]).abs().max() < 1e-4
+    a, b = (segments.draw(random.Random("7 3 0"), 4) for _ in range(2))
+    assert torch.equal(a[0], b[0]) and a[1].shape == (4, 80, 8)
+
+
+def test_fine_tuning_takes_the_predicted_mels(corpus, tmp_path):
+    settings = parse_config({}).audio_settings()
+    utterances = read_filelist(corpus / "list.txt")
+    with pytest.raises(InputError, match="no such predicted mel"):
+        Segments(utterances, settings, 8, str(tmp_path))
+    for utterance in utterances:
+        n_frames = len(load_wav(utterance.path)) // 256 + 1
+        np.save(tmp_path / f"{Path(utterance.path).stem}.npy", np.full((80, n_frames), -4.5, dtype=np.float32))
+    wav, mel = Segments(utterances, settings, 8, str(tmp_path)).cut(0, 5)
+    assert torch.equal(mel, torch.full((80, 8), -4.5)) and wav.shape == (2048,)
+
+
+def test_unusable_configs_are_refused(corpus, tmp_path):
+    with pytest.raises(InputError, match="not trained here"):
+        vocoder_objective(torch.nn.Linear(1, 1), parse_config({}).audio_settings(), 1.0)
+    with pytest.raises(InputError, match="no recording has 10000 frames"):
+        Segments(read_filelist(corpus / "list.txt"), parse_config({}).audio_settings(), 10000)
+    with pytest.raises(InputError, match="kind"):
+        parse_config({"vocoder_config": {"kind": "melgan"}})
+
+
+def test_spectral_distance_is_least_for_the_same_sound():
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 8000) * 0.1, torch.randn(2, 8000) * 0.1
+    level = torch.ones(2) * 0.1
+    near, far = (spectral_distance(a, x, level, [256, 1024]) for x in (b, 3 * b))
+    assert float(spectral_distance(a, a, level, [256, 1024])) < float(near) < float(far)
+
+
+@pytest.mark.parametrize("name", ["waveglow", "waveglow_light", "source_filter", "wavenet"])
+def test_shipped_configs_fit_their_networks(name):
+    loaded = load_config(Path(__file__).parents[1] / "configs" / f"{name}.json")
+    inspect.signature(MODELS[loaded.vocoder.kind]).bind_partial(**loaded.vocoder.architecture)
+    assert loaded.vocoder.segment_length % loaded.data.hop_length == 0
