@@ -3,6 +3,7 @@
 Letters: B batch, T_mel frames, P groups of samples a frame, G samples a group.
 """
 
+import copy
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -13,7 +14,7 @@ from flowtron.vocoder.base import SEED, frame_noise, in_context
 from flowtron.vocoder.denoiser import Denoiser
 from flowtron.vocoder.glow_engine import GlowEngine
 from flowtron.vocoder.hifigan import HifiGan
-from flowtron.vocoder.source_filter import SourceFilterNet, phases, render
+from flowtron.vocoder.source_filter import SourceFilterNet, phases, render, smoothed
 from flowtron.vocoder.squeezewave import SqueezeWave
 from flowtron.vocoder.waveglow import WaveGlow
 
@@ -138,11 +139,17 @@ class SourceFilterVocoder:
     def __init__(self, model: SourceFilterNet, settings: AudioSettings) -> None:
         """Take a model and the settings of its mels."""
         self.model, self.settings = model.eval(), settings
+        # In float64: errors of the pitch add up over the phase of a sound, and how a product rounds depends on its size.
+        self.pitch_net = copy.deepcopy(model.pitch).double()
+
+    def _pitch(self, mel: Tensor) -> Tensor:
+        """Pitch (B, T_mel) in Hz of a mel (B, n_mels, T_mel)."""
+        return smoothed(self.model.pitch_hz(self.pitch_net(mel.double())))
 
     def _read(self, mel: Tensor) -> tuple[Tensor, Tensor]:
         """Filter curves (4, F, 2 · T_mel) and pitch (T_mel,) of a mel (n_mels, T_mel)."""
         model = self.model
-        return model.filters(mel[None])[0].transpose(1, 2), model.pitch_hz(model.pitch(mel[None]))[0]
+        return model.filters(mel[None])[0].transpose(1, 2), self._pitch(mel[None])[0]
 
     def _render(self, curves: Tensor, phase: Tensor, pitch: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
         return (
@@ -157,7 +164,7 @@ class SourceFilterVocoder:
         """Turn log-mels (B, n_mels, T_mel) into wav (B, T_mel · hop_length)."""
         settings, model = self.settings, self.model
         with torch.inference_mode():
-            pitch = model.pitch_hz(model.pitch(mel))
+            pitch = self._pitch(mel)
             phase, each = phases(pitch, settings.hop_length, settings.sample_rate, mel.new_zeros(len(mel)))
             noise = self._noise(torch.Generator().manual_seed(SEED), mel.shape[2]).to(mel)
             return render(model, model.filters(mel), phase, each, noise.expand(len(mel), -1, -1)).clamp(-1, 1)

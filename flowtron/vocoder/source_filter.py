@@ -19,6 +19,7 @@ from flowtron.audio import AudioSettings, mel_filters
 from flowtron.vocoder.pitch import pitch_grid
 
 SUBFRAMES = 2  # filters per mel frame
+SMOOTHING_REACH = 2  # frames
 
 
 class Block(nn.Module):
@@ -84,8 +85,8 @@ class SourceFilterNet(nn.Module):
         bias = torch.zeros(SUBFRAMES, 4, self.n_bins)
         bias[:, 0], bias[:, 2], bias[:, 3] = -0.3, -1.0, -1.5
         self.curves.head.bias.data = bias.flatten()
-        # Frames that a filter or a pitch depends on, on either side: three for each convolution.
-        self.context_frames = 3 * (1 + max(n_blocks, n_pitch_blocks))
+        # Frames that a filter or a smoothed pitch depends on, on either side: three for each convolution.
+        self.context_frames = max(3 * (1 + n_blocks), 3 * (1 + n_pitch_blocks) + SMOOTHING_REACH)
         self.register_buffer("base", self._spread(), persistent=False)
         self.register_buffer("grid", pitch_grid(), persistent=False)
 
@@ -127,6 +128,13 @@ class SourceFilterNet(nn.Module):
         inside = near.clamp(0, logits.shape[2] - 1)
         weights = logits.gather(2, inside).masked_fill(near != inside, -torch.inf).softmax(2)
         return (weights * self.grid.log()[inside]).sum(2).exp()
+
+
+def smoothed(pitch: Tensor) -> Tensor:
+    """Smooth a pitch (B, T_mel) in Hz by a triangle over five frames, in logarithm: jitter makes a voice rough."""
+    weights = pitch.new_tensor([1.0, 2.0, 3.0, 2.0, 1.0]) / 9
+    padded = nn.functional.pad(pitch.log()[:, None], (SMOOTHING_REACH, SMOOTHING_REACH), mode="replicate")
+    return nn.functional.conv1d(padded, weights[None, None])[:, 0].exp()
 
 
 def phases(
@@ -183,14 +191,14 @@ def render(net: SourceFilterNet, curves: Tensor, phase: Tensor, pitch: Tensor, n
         net: whose geometry to use.
         curves: (B, 4, 2 · T_mel, F).
         phase: (B, T_samples) of the first harmonic, in float64.
-        pitch: (B, T_samples) in Hz.
+        pitch: (B, T_samples) in Hz, of any type.
         noise: (B, 2, T_samples) from N(0, 1).
 
     Returns:
         wav (B, T_samples).
     """
     B, n_samples = phase.shape
-    phase = phase.to(curves.dtype)
+    phase, pitch = phase.to(curves.dtype), pitch.to(curves.dtype)
     window = torch.hann_window(net.n_fft, device=curves.device)
     # Noise in bursts around the pulses, of unit power on average.
     burst = (1 + phase.cos()) * math.sqrt(2 / 3)
