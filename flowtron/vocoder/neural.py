@@ -136,10 +136,10 @@ class HifiGanVocoder:
 class SourceFilterVocoder:
     """Pulses and noise through learned filters: the light vocoder that comes with the package."""
 
-    def __init__(self, model: SourceFilterNet, settings: AudioSettings) -> None:
-        """Take a model and the settings of its mels."""
-        self.model, self.settings = model.eval(), settings
-        # In float64: errors of the pitch add up over the phase of a sound, and how a product rounds depends on its size.
+    def __init__(self, model: SourceFilterNet, settings: AudioSettings, sigma: float = SIGMA) -> None:
+        """Take a model, the settings of its mels, and the standard deviation of the noise, 1 in training."""
+        self.model, self.settings, self.sigma = model.eval(), settings, sigma
+        # In float64, since errors of the pitch add up over the phase of a sound, and products round by their size.
         self.pitch_net = copy.deepcopy(model.pitch).double()
 
     def _pitch(self, mel: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ class SourceFilterVocoder:
 
     def _noise(self, generator: torch.Generator, n_frames: int) -> Tensor:
         hop = self.settings.hop_length
-        return frame_noise(generator, n_frames, 2 * hop).view(-1, 2, hop).transpose(0, 1).flatten(1)
+        return self.sigma * frame_noise(generator, n_frames, 2 * hop).view(-1, 2, hop).transpose(0, 1).flatten(1)
 
     def __call__(self, mel: Tensor) -> Tensor:
         """Turn log-mels (B, n_mels, T_mel) into wav (B, T_mel · hop_length)."""
