@@ -342,8 +342,9 @@ def steps(state: State) -> Iterator[list[Batch]]:
     """This process's batches of every optimizer step, from where the sampler stands."""
     device, group = state.accelerator.device, []
     size = state.sampler.n_batches // state.accelerator.num_processes
+    loading = iter(state.loader)
     try:
-        for batch in state.loader:
+        for batch in loading:
             group.append(batch.to(device, non_blocking=True))
             if len(group) == size:
                 yield group
@@ -351,6 +352,17 @@ def steps(state: State) -> Iterator[list[Batch]]:
     except InputError as error:
         # From a loader worker it comes with that process's traceback before it.
         raise InputError(str(error).rstrip().splitlines()[-1].removeprefix("flowtron.errors.InputError: ")) from None
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        # What is left of the loader would complain about the same once more when it is collected.
+        with contextlib.suppress(RuntimeError):
+            loading._shutdown_workers()
+        why = str(error).splitlines()[0].rstrip(". ")
+        raise InputError(
+            f"a loader worker ended unexpectedly ({why}); start again to go on from the last checkpoint, with fewer "
+            "data_config.n_workers if memory is short."
+        ) from None
 
 
 def sum_over_processes(state: State, values: Tensor) -> Tensor:
