@@ -18,7 +18,7 @@ from torch import Tensor
 from flowtron.errors import InputError
 
 # Far above any real header or description (a model of 1,000 weights needs 0.1 MB).
-MAX_JSON_BYTES = 1 << 26
+MAX_JSON_BYTES = 1 << 23
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,

@@ -352,13 +352,25 @@ def steps(state: State) -> Iterator[list[Batch]]:
     except InputError as error:
         # From a loader worker it comes with that process's traceback before it.
         raise InputError(str(error).rstrip().splitlines()[-1].removeprefix("flowtron.errors.InputError: ")) from None
+    finally:
+        # After the death of a worker the rest of the loader would complain once more when it is collected.
+        with contextlib.suppress(RuntimeError):
+            getattr(loading, "_shutdown_workers", lambda: None)()
+
+
+@contextlib.contextmanager
+def worker_deaths() -> Iterator[None]:
+    """Tell of a loader worker that was killed, wherever the news of it arrives.
+
+    Raises:
+        InputError: one was.
+    """
+    try:
+        yield
     except (RuntimeError, ConnectionError, EOFError) as error:
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
-        # What is left of the loader would complain about the same once more when it is collected.
-        with contextlib.suppress(RuntimeError):
-            loading._shutdown_workers()
-        why = str(error).splitlines()[0].rstrip(". ")
+        why = (str(error).splitlines() or ["its connection ended"])[0].rstrip(". ")
         raise InputError(
             f"a loader worker ended unexpectedly ({why}); start again to go on from the last checkpoint, with fewer "
             "data_config.n_workers if memory is short."
@@ -476,7 +488,7 @@ def train(config: Config) -> Path:
     started = time.monotonic()
     path = next(reversed(checkpoints(state.folder)), state.folder)
     saved_at = state.iteration
-    with monitor, Interrupt() as stop:
+    with monitor, worker_deaths(), Interrupt() as stop:
         if settings.max_iters and state.iteration >= settings.max_iters:
             return path
         for batches in steps(state):
