@@ -82,8 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report(options.run(options), options)
     except InputError as error:
         return _fail(str(error), 2, options)
-    except KeyboardInterrupt:
-        return _fail("interrupted.", 130, options)
+    except KeyboardInterrupt as stop:
+        return _fail(f"interrupted; {stop}." if str(stop) else "interrupted.", 130, options)
     except BrokenPipeError:
         # The reader had enough; what is still in the buffer must not be written at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -183,7 +183,7 @@ class FeatureCache:
         status = path.stat()
         note = self._path(f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}", ".txt")
         try:
-            return note.read_text()
+            return note.read_text(encoding="utf-8")
         except FileNotFoundError:
             digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
             self._write(note, digest.encode())

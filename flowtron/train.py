@@ -253,7 +253,7 @@ def training_states(folder: Path) -> list[Path]:
 def best_checkpoint(folder: Path) -> Path | None:
     """The checkpoint with the lowest validation loss, or None before the first."""
     note = folder / "best"
-    return folder / "checkpoints" / note.read_text() if note.is_file() else None
+    return folder / "checkpoints" / note.read_text(encoding="utf-8") if note.is_file() else None
 
 
 def save(state: State, metrics: dict[str, float], is_best: bool) -> Path:
@@ -476,6 +476,7 @@ def train(config: Config) -> Path:
 
     Raises:
         InputError: the config or the data cannot be used, or the loss stays infinite.
+        KeyboardInterrupt: Ctrl-C; the state is saved by then.
     """
     if config.vocoder.kind:
         from flowtron.vocoder.training import train_vocoder
@@ -508,6 +509,8 @@ def train(config: Config) -> Path:
         if state.iteration != saved_at:  # the last epoch ended in between
             path = validate_and_save(state, monitor)
     state.accelerator.wait_for_everyone()
+    if stop.by_keyboard:
+        raise KeyboardInterrupt(f"saved {path}; the same command goes on")
     return path
 
 
@@ -538,7 +541,7 @@ class Interrupt(contextlib.AbstractContextManager["Interrupt"]):
     """Turns the first SIGINT or SIGTERM into a request to save and stop."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = self.by_keyboard = False
 
     def __enter__(self) -> "Interrupt":
         self._previous = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -547,7 +550,7 @@ class Interrupt(contextlib.AbstractContextManager["Interrupt"]):
     def _request(self, number: int, frame: object) -> None:
         if self.requested:
             raise KeyboardInterrupt
-        self.requested = True
+        self.requested, self.by_keyboard = True, number == signal.SIGINT
         print("saving, then stopping; once more to stop at once", file=sys.stderr)
 
     def __exit__(self, *exception: object) -> None:
@@ -566,6 +569,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt as stop:
+        print(f"interrupted. {stop}".strip(), file=sys.stderr)
+        return 130
     print(f"saved {path}")
     return 0
 

@@ -1,5 +1,6 @@
 """The command line as a user meets it: every subcommand, right and wrong."""
 
+import argparse
 import importlib
 import io
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from tiny import save_tiny_voice
+from tiny import SMALL, save_tiny_voice, write_corpus
 
 from flowtron.cli import build_parser, main
 from flowtron.commands import COMMANDS
@@ -76,8 +77,25 @@ WRONG = {
 }
 
 
-def test_every_subcommand_has_wrong_arguments_to_try():
-    assert set(WRONG) == set(COMMANDS)
+def needed(name):
+    """The fewest arguments that a subcommand parses, of things that do not exist."""
+    module, parser = importlib.import_module(f"flowtron.commands.{name}"), argparse.ArgumentParser()
+    module.add_options(parser)
+    arguments = []
+    for action in parser._actions:
+        value = next(iter(action.choices or ["none/such"]))
+        if action.option_strings and action.required:
+            arguments += [action.option_strings[0], value]
+        elif not action.option_strings and action.nargs not in ("?", "*"):
+            arguments.append(value)
+    return arguments
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("say", "serve", "completion")])
+def test_things_that_do_not_exist_are_refused(name, capsys):
+    assert run(name, *needed(name)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith((f"flowtron {name}: ", f"usage: flowtron {name}")) and "Traceback" not in error
 
 
 @pytest.mark.parametrize(("name", "arguments"), [(name, each) for name, cases in WRONG.items() for each in cases])
@@ -90,7 +108,7 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(name, arguments, tmp_path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["junk.bin"]
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("say", "serve")])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if needed(name)])
 def test_without_arguments_a_subcommand_tells_what_it_needs(name, capsys):
     assert run(name) == 2
     error = capsys.readouterr().err
@@ -140,16 +158,7 @@ def test_interrupt_is_a_sentence_and_exit_code_130(name, capsys, monkeypatch):
         time.sleep(5)
 
     monkeypatch.setattr(importlib.import_module(f"flowtron.commands.{name}"), "run", interrupted)
-    needed = {
-        "prepare": ["vctk", "a", "-o", "b"],
-        "check": ["a"],
-        "train": ["-c", "x"],
-        "evaluate": ["m", "--sentences", "x"],
-        "info": ["x"],
-        "completion": ["bash"],
-    }
-    arguments = needed.get(name, ["a", "b"])
-    assert run(name, *arguments) == 130
+    assert run(name, *needed(name)) == 130
     error = capsys.readouterr().err
     assert error == f"flowtron {name}: interrupted.\n"
 
@@ -167,6 +176,24 @@ def test_a_real_interrupt_ends_the_process_without_a_traceback():
     output, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert output == b"" and error == b"flowtron say: interrupted.\n"
+
+
+def test_an_interrupted_training_saves_and_says_where(tmp_path, monkeypatch, capsys):
+    from flowtron import train
+
+    write_corpus(tmp_path / "corpus")
+    step = train.step
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return step(*arguments)
+
+    monkeypatch.setattr(train, "step", interrupted)
+    config = str(Path(__file__).parent.parent / "configs/demo.json")
+    assert run("train", "-c", config, "-p", *SMALL) == 130
+    error = capsys.readouterr().err
+    assert "interrupted; saved runs/demo/checkpoints/00000001; the same command goes on." in error
+    assert "Traceback" not in error and (tmp_path / "runs/demo/checkpoints/00000001/model.json").is_file()
 
 
 def test_faults_of_the_machine_and_of_ours_are_sentences_with_exit_code_1(capsys, monkeypatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from tiny import MODEL, save_tiny_voice, write_wav
+from tiny import SMALL, save_tiny_voice, write_corpus, write_wav
 
 import flowtron.synthesizer
 from flowtron.cli import build_parser, main
@@ -19,21 +19,6 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 # What would take minutes, more packages or a port is only parsed here; each has tests of its own.
 ONLY_PARSED = ("serve", "evaluate")
-SMALL = [f"model_config.{name}={value}" for name, value in MODEL.items()]
-SMALL += ["train_config.max_iters=3", "train_config.aligner_iters=1", "train_config.flow_start_iters=[1,2]"]
-SMALL += ["train_config.eval_sentences=['Hi.']", "train_config.iters_per_checkpoint=3", "train_config.fp16_run=false"]
-SMALL += ["train_config.eval_wer=false"]
-
-
-def corpus(folder):
-    """A corpus of tones in the place of the one that make_corpus.py writes."""
-    rows = []
-    for number in range(6):
-        speaker = ("heart", "joe")[number % 2]
-        write_wav(folder / "wavs" / f"{number}.wav", 0.5, hz=150 + 20 * number)
-        rows.append(f"wavs/{number}.wav|Number {number} is spoken.|{speaker}\n")
-    for part, chosen in (("train", rows[:4]), ("val", rows[4:]), ("test", rows[4:])):
-        (folder / f"{part}.txt").write_text("".join(chosen))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +26,7 @@ def place(tmp_path_factory):
     """A folder with what the README's reader has."""
     place = tmp_path_factory.mktemp("reader")
     save_tiny_voice(place / "bundled" / "demo")
-    corpus(place / "corpus")
+    write_corpus(place / "corpus")
     shutil.copytree(ROOT / "configs", place / "configs")
     shutil.copy(ROOT / "tests/data/legacy/flowtron_published.pt", place)
     (place / "chapter.txt").write_text("The first sentence. The second one.\n")

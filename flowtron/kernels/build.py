@@ -42,7 +42,7 @@ def _cache_folder() -> Path:
 def _machine() -> str:
     """Return what the compiled code depends on: architecture and instruction sets."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     features = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
@@ -84,7 +84,12 @@ def load_library(name: str) -> ctypes.CDLL | None:
     compiler = next((path for path in map(shutil.which, filter(None, candidates)) if path), None)
     shared = sorted(source.parent.glob("*.hpp"))
     identity = "\n".join(
-        [*(file.read_text() for file in (source, *shared)), repr(COMMON_FLAGS), compiler or "", _machine()]
+        [
+            *(file.read_text(encoding="utf-8") for file in (source, *shared)),
+            repr(COMMON_FLAGS),
+            compiler or "",
+            _machine(),
+        ]
     )
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     library = _cache_folder() / f"{name}-{digest}.so"
