@@ -44,6 +44,8 @@ AUDIO_KEYS = (
     ("f_max", "mel_fmax", "fmax"),
 )
 
+AS_ORIGINAL = "flowtron_original_cleaners"
+
 
 def convert(source: str | Path, target: str | Path, config: str | Path | None = None) -> str:
     """Convert a file of another project to a folder of ours.
@@ -103,6 +105,13 @@ def _write_flowtron(foreign: Foreign, folder: Path, values: Mapping[str, Any], o
             notes.append("assumed, the original's default: dummy_speaker_embedding off")
     _, assumed = _audio(sections["data_config"], origin, shown["n_mel_channels"])
     notes += assumed
+    cleaners = sections["data_config"].get("text_cleaners", ["flowtron_cleaners"])
+    if isinstance(cleaners, list) and "flowtron_cleaners" in cleaners:
+        # What the original calls so is another one here, with its mistakes, on which its weights were trained.
+        sections["data_config"]["text_cleaners"] = [
+            AS_ORIGINAL if name == "flowtron_cleaners" else name for name in cleaners
+        ]
+        notes.append(f"text is read by {AS_ORIGINAL}, as the weights were trained; see docs/TEXT.md")
     settings = _optimizer_settings(foreign)
     sections["train_config"] = {**sections["train_config"], **settings}
     config = parse_config(sections, origin)

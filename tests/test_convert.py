@@ -211,6 +211,15 @@ def test_the_config_tells_what_weights_cannot(tmp_path):
         convert(DATA / "flowtron_published.pt", tmp_path / "voice", tmp_path / "config.json")
 
 
+def test_converted_checkpoints_read_text_as_the_original_does(tmp_path):
+    report = convert(DATA / "flowtron_published.pt", tmp_path / "voice")
+    assert load_model(tmp_path / "voice").config.data.text_cleaners == ["flowtron_original_cleaners"]
+    assert "flowtron_original_cleaners" in report
+    (tmp_path / "config.json").write_text('{"data_config": {"text_cleaners": ["english_cleaners"]}}')
+    convert(DATA / "flowtron_published.pt", tmp_path / "english", tmp_path / "config.json")
+    assert load_model(tmp_path / "english").config.data.text_cleaners == ["english_cleaners"]
+
+
 def test_unknown_symbols_are_asked_for(tmp_path):
     state = read_file(DATA / "flowtron_published.pt")["state_dict"]
     state["embedding.weight"] = state["embedding.weight"][:148].clone()

@@ -78,6 +78,9 @@ def test_two_fields_mean_speaker_0_and_names_sort_as_text(corpus, tmp_path):
     (tmp_path / "list.txt").write_text("0.wav|Fine.\n")
     assert read_filelist(tmp_path / "list.txt")[0].speaker == "0"
     assert SpeakerTable(["107", "103", "1034", "107"]).names == ["103", "1034", "107"]
+    recorded = {"0": 0, "10": 1, "1069": 2, "19": 3, "2": 4, "200": 5, "887": 6}  # by the original
+    table = SpeakerTable(["1069", "200", "19", "2", "1069", "887", "0", "10"])
+    assert {name: table.index(name) for name in recorded} == recorded
     with pytest.raises(InputError, match="did you mean '103'"):
         SpeakerTable(["103", "9"]).index("1O3")
 
