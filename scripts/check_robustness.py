@@ -145,7 +145,7 @@ def run(options: argparse.Namespace) -> dict[str, object]:
     report: dict[str, object] = {}
     texts = [[each] for each in recordings[: options.n_sentences]]
     sets = {"sentences": texts, "paragraphs": paragraphs(recordings, options.n_paragraphs)}
-    spoken: dict[str, list[Tensor]] = {}
+    spoken: dict[int, list[Tensor]] = {}
     for mode in options.modes:
         for name, groups in sets.items():
             count, heard = Count(), []
@@ -153,7 +153,7 @@ def run(options: argparse.Namespace) -> dict[str, object]:
                 text = " ".join(each.text for each in group)
                 mels = speak(voice, text, group[0].speaker, mode, number, count)
                 if mode == "guided" and name == "sentences":
-                    spoken[text] = mels
+                    spoken[number] = mels
                 if options.listen:
                     heard.append(listen(text, sound(voice, mels), voice.settings.sample_rate))
             values = {**vars(count), "examples": count.examples[:20]}
@@ -176,7 +176,7 @@ def run(options: argparse.Namespace) -> dict[str, object]:
         for number, group in enumerate(sets["sentences"]):
             mels = speak(voice, group[0].text, group[0].speaker, "guided", number, Count())
             distances += [
-                float((a - b).abs().mean()) for a, b in zip(mels, spoken[group[0].text]) if a.shape == b.shape
+                float((a - b).abs().mean()) for a, b in zip(mels, spoken[number]) if a.shape == b.shape
             ]
             if options.listen:
                 heard.append(listen(group[0].text, sound(voice, mels), voice.settings.sample_rate))
