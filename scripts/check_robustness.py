@@ -175,9 +175,7 @@ def run(options: argparse.Namespace) -> dict[str, object]:
         distances, heard = [], []
         for number, group in enumerate(sets["sentences"]):
             mels = speak(voice, group[0].text, group[0].speaker, "guided", number, Count())
-            distances += [
-                float((a - b).abs().mean()) for a, b in zip(mels, spoken[number]) if a.shape == b.shape
-            ]
+            distances += [float((a - b).abs().mean()) for a, b in zip(mels, spoken[number]) if a.shape == b.shape]
             if options.listen:
                 heard.append(listen(group[0].text, sound(voice, mels), voice.settings.sample_rate))
         values = {"mel_distance": float(np.mean(distances)), "compared": len(distances)}
