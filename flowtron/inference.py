@@ -30,6 +30,8 @@ from flowtron.model.prior import Mixture, sample_mixture
 
 NOISE_BLOCK_FRAMES = 64
 WINDOW = AttentionWindow()
+# Durations are drawn one by one, and rhythm falls apart long before the voice does: see docs/VOICE.md.
+DURATION_SHARE = 0.2
 # A latent (D, T_mel) in natural order of time, or what gives one for a number of frames.
 Latent = Tensor | Callable[[int], Tensor]
 
@@ -46,11 +48,12 @@ class Utterance(NamedTuple):
 class SamplingOptions:
     """How to sample.
 
-    sigma: standard deviation of z. duration_sigma: of durations, in their own standard deviations; None follows
-    sigma. rate: speaking rate, 2 is twice as fast. temperature: of attention. gate_threshold: probability that ends
-    an utterance. guided: keep the attention near the path of predicted durations or, for a model that has none, in
-    a monotonic window; False is the original's behaviour. max_frames: limit where durations do not set the length;
-    None estimates it from the text. path_width: softness of the path in frames. window: of models without durations.
+    sigma: standard deviation of z. duration_sigma: of durations, in their own standard deviations; None is a
+    fifth of sigma. rate: speaking rate, 2 is twice as fast. temperature: of attention. gate_threshold: probability
+    that ends an utterance. guided: keep the attention near the path of predicted durations or, for a model that has
+    none, in a monotonic window; False is the original's behaviour. max_frames: limit where durations do not set the
+    length; None estimates it from the text. path_width: softness of the path in frames. window: of models without
+    durations.
     """
 
     sigma: float = 0.667
@@ -211,7 +214,7 @@ def predict_durations(
 ) -> Tensor:
     """Draw the durations (B, size) in frames of a batch, one utterance at a time: rounding must not tell them apart."""
     assert model.duration_predictor is not None
-    sigma = options.sigma if options.duration_sigma is None else options.duration_sigma
+    sigma = DURATION_SHARE * options.sigma if options.duration_sigma is None else options.duration_sigma
     durations = torch.zeros(len(utterances), size, dtype=torch.long, device=device)
     for row, utterance in zip(durations, utterances):
         tokens, length = pad_tokens([utterance.tokens], device)

@@ -36,7 +36,7 @@ from flowtron.speech import Interval, Narration, Speech
 from flowtron.text import SYMBOLS, TokenizedText, Tokenizer
 from flowtron.vocoder import Vocoder, load_vocoder
 
-DEFAULT_SIGMA = 0.667
+DEFAULT_SIGMA = 0.333  # chosen by word error rate: docs/VOICE.md
 MAX_BATCH = 16
 CHUNK_FRAMES = 64  # that a vocoder is given at a time when sound is streamed
 DENSE_ATTENTION = 1 << 25  # numbers in the attention of a joined text; a longer text's is sparse
