@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 def load(
     path: str | Path,
-    vocoder: str | Path = "griffin_lim",
+    vocoder: str | Path | None = None,
     device: str = "cpu",
     engine: str = "auto",
     dtype: str = "float32",
@@ -21,7 +21,8 @@ def load(
 
     Args:
         path: the folder or name.
-        vocoder: 'griffin_lim' or a vocoder's folder.
+        vocoder: 'griffin_lim', 'light' or a vocoder's folder; None takes the light one for a bundled voice, whose
+            speakers it was trained on, and Griffin-Lim for others.
         device: where to compute.
         engine: what computes the frames: 'kernel', compiled at first use; 'torch'; 'auto', the kernel where it runs.
         dtype: of the weights that a frame reads: 'float32'; 'bfloat16' or 'int8', in the kernel.

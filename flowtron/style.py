@@ -451,7 +451,7 @@ def component_shares(encodings: Sequence[Encoding]) -> dict[str, Tensor]:
     by_speaker: dict[str, list[Tensor]] = {}
     for encoding in encodings:
         if encoding.mixture is None:
-            raise InputError("this model's prior is no mixture; train one, for example with configs/mixture.json.")
+            raise InputError("this model's prior is no mixture; train one with model_config.n_components of 2 or more.")
         by_speaker.setdefault(encoding.utterance.speaker, []).append(encoding.mixture.prob[0])
     return {speaker: torch.stack(rows).mean(0) for speaker, rows in sorted(by_speaker.items())}
 

@@ -74,14 +74,15 @@ class Synthesizer:
     def load(
         cls,
         path: str | Path,
-        vocoder: str | Path = "griffin_lim",
+        vocoder: str | Path | None = None,
         device: str = "cpu",
         engine: str = "auto",
         dtype: str = "float32",
     ) -> "Synthesizer":
         """Load a checkpoint folder, the best of a training run, or a bundled voice by its name.
 
-        engine and dtype are those of `pack_weights`.
+        The vocoder None is the light one for a bundled voice, whose speakers it was trained on, and Griffin-Lim for
+        others; engine and dtype are those of `pack_weights`.
 
         Raises:
             InputError: there is no such checkpoint or voice, the vocoder was made for other mels, or the engine or
@@ -89,6 +90,8 @@ class Synthesizer:
         """
         if not Path(path).exists() and (VOICES / str(path) / "model.json").is_file():
             path = VOICES / str(path)
+        if vocoder is None:
+            vocoder = "light" if Path(path).resolve().parent == VOICES.resolve() else "griffin_lim"
         loaded = load_model(best_of_run(Path(path)), device)
         config = loaded.config
         # Spelling and pronunciation were mixed for training; a dictionary word is pronounced when it is known.
