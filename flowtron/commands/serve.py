@@ -68,6 +68,9 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         InputError: it is taken, or there is no such address.
     """
+    # The system's look-up takes a larger number modulo 65,536.
+    if not 0 <= port <= 65535:
+        raise InputError(f"port {port} is none; choose one from 0 to 65535, where 0 takes any that is free.")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
