@@ -210,3 +210,19 @@ def test_denoiser_gives_the_recorded_sound(dtype):
     same("80mel", dtype, denoiser_bias_spec=denoiser.bias)
     for strength in (0.1, 1.0):
         same("80mel", dtype, **{f"denoised_{strength}": denoiser(inputs["denoiser_audio"], strength)[:, None]})
+
+
+@pytest.mark.parametrize("name", ["waveglow_published", "waveglow_published_oldzip", "waveglow_published_nowm"])
+def test_converted_files_of_the_original_sound_as_recorded(name, tmp_path):
+    from flowtron.checkpoint import read_vocoder
+    from flowtron.convert import convert
+    from flowtron.vocoder.loading import build_vocoder_model
+
+    convert(DATA.parent / "legacy" / f"{name}.pt", tmp_path / "vocoder", None)
+    file = read_vocoder(tmp_path / "vocoder")
+    model = build_vocoder_model(file.kind, file.architecture, file.audio).eval()
+    model.load_state_dict(file.state)
+    inputs = arrays("small", "inputs.npz", torch.float32)
+    with torch.no_grad():
+        sound = model.inverse(recorded_noise(inputs), inputs["infer_mel"])
+    same("small", torch.float32, **{"infer_sigma1.0": sound})
