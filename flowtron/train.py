@@ -287,19 +287,18 @@ def save(state: State, metrics: dict[str, float], is_best: bool) -> Path:
     training_file = state.folder / "training" / f"{state.iteration:08d}.pt"
     training_file.parent.mkdir(parents=True, exist_ok=True)
     save_training_state(training_file, training)
-    forget_old(state)
+    forget_old(state.folder, state.config.train.keep_checkpoints)
     return path
 
 
-def forget_old(state: State) -> None:
-    """Delete all but the newest checkpoints and the best, and what a kill left half-written."""
-    keep = state.config.train.keep_checkpoints
-    for path in checkpoints(state.folder)[:-keep]:
-        if path != best_checkpoint(state.folder):
+def forget_old(folder: Path, keep: int) -> None:
+    """Delete all of a run but the newest checkpoints and the best, and what a kill left half-written."""
+    for path in checkpoints(folder)[:-keep]:
+        if path != best_checkpoint(folder):
             shutil.rmtree(path)
-    for path in training_states(state.folder)[:-keep]:
+    for path in training_states(folder)[:-keep]:
         path.unlink()
-    for path in [*state.folder.glob(".best.*"), *state.folder.glob("*/.*")]:
+    for path in [*folder.glob(".best.*"), *folder.glob("*/.*")]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

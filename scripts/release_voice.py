@@ -14,6 +14,7 @@ from flowtron.checkpoint import load_model, save_model
 from flowtron.config import DataConfig, TrainConfig
 from flowtron.errors import InputError
 from flowtron.synthesizer import VOICES
+from flowtron.train import checkpoints
 
 # Where things lay on the machine of the training means nothing to who loads the voice.
 LOCAL_TRAIN = ("output_directory", "checkpoint_path", "warmstart_checkpoint_path")
@@ -32,7 +33,7 @@ def release(source: Path, name: str, evaluation: Path | None, output: Path = VOI
     Raises:
         InputError: the checkpoint or the report cannot be read.
     """
-    found = sorted(path for path in (source / "checkpoints").glob("*") if path.name.isdigit())
+    found = checkpoints(source)
     loaded = load_model(found[-1] if found else source)
     metrics = {key: value for key, value in loaded.metrics.items() if value is not None}
     if evaluation is not None:

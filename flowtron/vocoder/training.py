@@ -7,7 +7,6 @@ have seen. Letters: B batch, T_mel frames, T_samples samples.
 """
 
 import random
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -267,7 +266,7 @@ def evaluate(state: VocoderState, monitor: Monitor) -> dict[str, float]:
 
 def save(state: VocoderState, is_best: bool) -> Path:
     """Write the vocoder's folder and the state to go on with, and forget old ones."""
-    from flowtron.train import best_checkpoint, checkpoints, training_states
+    from flowtron.train import forget_old
 
     path = state.folder / "checkpoints" / f"{state.iteration:08d}"
     file = as_file(state)
@@ -287,12 +286,7 @@ def save(state: VocoderState, is_best: bool) -> Path:
             "average": None if state.average is None else state.average.state_dict(),
         },
     )
-    keep = state.config.train.keep_checkpoints
-    for old in checkpoints(state.folder)[:-keep]:
-        if old != best_checkpoint(state.folder):
-            shutil.rmtree(old)
-    for old in training_states(state.folder)[:-keep]:
-        old.unlink()
+    forget_old(state.folder, state.config.train.keep_checkpoints)
     return path
 
 
