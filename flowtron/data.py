@@ -203,6 +203,11 @@ class FeatureCache:
         self._write(path, buffer.getvalue())
         return np.load(path, mmap_mode="r")
 
+    def mel(self, path: Path, trim_db: float | None, settings: AudioSettings, compute: Callable[[], Tensor]) -> Tensor:
+        """Mel (D, T_mel) of a sound file, trimmed or not, from the cache where it is there; not to be written to."""
+        key = f"mel|{self.content_of(path)}|{trim_db}|{settings}"
+        return _mapped(self.get(key, lambda: compute().numpy()))
+
 
 class Spellings:
     """Tokens of a text's words, spelled and as phones, from which any epoch's mix is put together.
@@ -294,8 +299,7 @@ class Dataset(torch.utils.data.Dataset[Item]):
         with _at_line_of(self.utterances[index]):
             if cache is None:
                 return self._compute(path)
-            key = f"mel|{cache.content_of(path)}|{self.trim_db}|{self.settings}"
-            return _mapped(cache.get(key, lambda: self._compute(path).numpy()))
+            return cache.mel(path, self.trim_db, self.settings, lambda: self._compute(path))
 
     def tokens(self, index: int, epoch: int = 0) -> list[int]:
         """Tokens (T_text,) of an utterance in an epoch.

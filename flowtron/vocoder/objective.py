@@ -4,6 +4,7 @@ Letters: B batch, T_mel frames, T_samples samples, K pitch classes, F frequency 
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from flowtron.audio import AudioSettings
 from flowtron.errors import InputError
 from flowtron.vocoder.glow import Glow
 from flowtron.vocoder.pitch import N_CLASSES, track_pitch
-from flowtron.vocoder.source_filter import SourceFilterNet, phases, render
+from flowtron.vocoder.source_filter import SourceFilterNet, phases, render, smoothed
 from flowtron.vocoder.wavenet import WaveNet
 
 RESOLUTIONS = (128, 256, 512, 1024, 2048)  # samples of the windows that spectra are compared in
@@ -38,24 +39,29 @@ class LikelihoodObjective(nn.Module):
         return {"nll": self.model(wav, mel).loss(self.sigma)}
 
 
-def _spectra(wav: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Log-magnitudes and magnitudes (B, F, frames) of wav, as those of noise of that deviation."""
-    window = torch.hann_window(size, device=wav.device)
-    spectrum = torch.stft(wav, size, size // 2, window=window, center=False, return_complex=True)
-    power = (spectrum.real.square() + spectrum.imag.square()) / (0.375 * size)
-    return 0.5 * (power + FLOOR**2).log(), (power + 1e-10).sqrt()
+Spectra = list[tuple[Tensor, Tensor]]
 
 
-def spectral_distance(a: Tensor, b: Tensor, level: Tensor, sizes: list[int]) -> Tensor:
-    """Distance of sounds (B, T_samples) in their spectra: by frame and by bin in logarithm, by bin in magnitude."""
-    total = a.new_zeros(())
+def spectra(wav: Tensor, sizes: Sequence[int]) -> Spectra:
+    """Log-magnitudes and magnitudes (B, F, frames) of wav (B, T_samples) at every size, noise as its deviation."""
+    found = []
     for size in sizes:
-        (log_a, a_), (log_b, b_) = _spectra(a, size), _spectra(b, size)
+        window = torch.hann_window(size, device=wav.device)
+        spectrum = torch.stft(wav, size, size // 2, window=window, center=False, return_complex=True)
+        power = (spectrum.real.square() + spectrum.imag.square()) / (0.375 * size)
+        found.append((0.5 * (power + FLOOR**2).log(), (power + 1e-10).sqrt()))
+    return found
+
+
+def spectral_distance(a: Spectra, b: Spectra, level: Tensor) -> Tensor:
+    """Distance of sounds in their spectra: by frame and by bin in logarithm, by bin in magnitude over level (B,)."""
+    total = level.new_zeros(())
+    for (log_a, a_), (log_b, b_) in zip(a, b):
         difference = log_a - log_b
         by_frame = (difference.square().mean(1) + 1e-4).sqrt().mean()
         by_magnitude = ((a_ - b_).abs().mean((1, 2)) / level).mean()
         total = total + by_frame + 0.5 * difference.abs().mean() + 2 * by_magnitude
-    return total / len(sizes)
+    return total / len(a)
 
 
 class SourceFilterObjective(nn.Module):
@@ -91,12 +97,13 @@ class SourceFilterObjective(nn.Module):
         entropy = -(target * self.model.pitch(mel).log_softmax(2)).sum(2)
         sizes = [RESOLUTIONS[i] for i in torch.randperm(len(RESOLUTIONS))[:N_RESOLUTIONS]]
         curves = self.model.filters(mel)
-        sound = self._sound(curves, pitch)
+        # As smooth as it will be spoken: the tracker's jitter would smear high harmonics, which no filter can mend.
+        steady = smoothed(pitch)
+        sound = spectra(self._sound(curves, steady), sizes)
         with torch.no_grad():
-            other = self._sound(curves, pitch)
+            recorded, other = spectra(wav, sizes), spectra(self._sound(curves, steady), sizes)
         level = wav.square().mean(1).sqrt() + 0.01
-        near = spectral_distance(wav, sound, level, sizes)
-        spread = spectral_distance(other, sound, level, sizes)
+        near, spread = spectral_distance(recorded, sound, level), spectral_distance(other, sound, level)
         # The other draw has no gradient, so that of d(y, y') is half of itself: the factors make up for it.
         return {"energy": 2 * (near - spread), "pitch": 0.5 * (entropy * weight).sum() / weight.sum()}
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from flowtron.audio import AudioSettings, load_wav, log_mel
 from flowtron.checkpoint import VocoderFile, load_training_state, read_vocoder, save_training_state, save_vocoder
 from flowtron.config import Config
-from flowtron.data import Utterance, read_filelist
+from flowtron.data import FeatureCache, Utterance, read_filelist
 from flowtron.errors import InputError
 from flowtron.monitor import Monitor
 from flowtron.optim import Average, Schedule, build_optimizer
@@ -43,7 +43,12 @@ class Segments:
     """Random pieces of recordings with their mels: those of the recording, or predicted ones kept beside it."""
 
     def __init__(
-        self, utterances: Sequence[Utterance], settings: AudioSettings, segment_frames: int, predicted: str = ""
+        self,
+        utterances: Sequence[Utterance],
+        settings: AudioSettings,
+        segment_frames: int,
+        predicted: str = "",
+        cache: str = "",
     ) -> None:
         """Open recordings.
 
@@ -52,12 +57,14 @@ class Segments:
             settings: of the mels.
             segment_frames: length of a piece.
             predicted: folder of predicted mels NAME.npy (n_mels, T_mel) for NAME.wav; empty takes the recording's.
+            cache: folder of the recordings' mels, shared with the training of a voice; empty computes them as needed.
 
         Raises:
             InputError: a recording has another sample rate, none is long enough, or a predicted mel is missing.
         """
         self.settings, self.n_frames = settings, segment_frames
         self.predicted = Path(predicted) if predicted else None
+        self.cache = FeatureCache(cache) if cache else None
         self.items: list[tuple[Path, int]] = []
         for utterance in utterances:
             information = soundfile.info(str(utterance.path))
@@ -94,6 +101,9 @@ class Segments:
             mel = torch.from_numpy(
                 np.load(self._predicted_path(path), mmap_mode="r")[:, start : start + n].copy()
             ).float()
+        elif self.cache is not None:
+            mel = self.cache.mel(path, None, self.settings, lambda: log_mel(load_wav(path), self.settings))
+            mel = mel[:, start : start + n].clone()
         else:
             mel = log_mel(piece, self.settings)[:, before : before + n]
         if mel.shape != (self.settings.n_mels, n):
@@ -175,8 +185,8 @@ def prepare(config: Config) -> VocoderState:
         optimizer,
         Schedule(optimizer, train),
         average,
-        Segments(training_files, settings, segment_frames, vocoder.predicted_mels),
-        Segments(validation_files, settings, segment_frames),
+        Segments(training_files, settings, segment_frames, vocoder.predicted_mels, config.data.feature_cache_path),
+        Segments(validation_files, settings, segment_frames, cache=config.data.feature_cache_path),
         [Path(utterance.path) for utterance in validation_files[:N_SPOKEN]],
     )
     if saved is not None:
