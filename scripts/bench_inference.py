@@ -2,8 +2,8 @@
 trained voice against piper.
 
 Full size is 80 tokens and the original's widths; contenders take turns. `infer_full_speedup` is that of the fastest
-dtype; batch and bandwidth figures are float32's. The plain loop and the batches run a tenth of the frames, since their
-time per frame is all that counts.
+dtype; batch and bandwidth figures are float32's, the default. The plain loop runs a tenth of the frames, since its time
+per frame is all that counts.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=int, default=400)
     parser.add_argument("--voice", default=None, help="checkpoint to measure as the bundled voice; that one if absent")
     parser.add_argument(
-        "--vocoder", default=None, help="light neural vocoder: name or folder; the bundled one if absent"
+        "--vocoder", default="light", help="neural vocoder to measure beside Griffin-Lim: a bundled name or a folder"
     )
     parser.add_argument("--part", choices=("all", "full", "voice"), default="all")
 
@@ -87,12 +87,12 @@ def measure_full(rounds: int, frames: int) -> dict[str, float]:
             "memory read, per GB": lambda: [probe.sum() for _ in range(4)],
             **{name: (lambda w=w: infer(model, w, z[:1, :, :frames], tokens)) for name, w in packed.items()},
             **{
-                f"{name}, batch 16": (lambda w=w: infer(model, w, z[:, :, :few], tokens.expand(16, -1)))
+                f"{name}, batch 16": (lambda w=w: infer(model, w, z[:, :, :frames], tokens.expand(16, -1)))
                 for name, w in packed.items()
             },
         }
         units = dict.fromkeys(contenders, float(frames)) | {"plain": few, "memory read, per GB": 16e-9 * PROBE_FLOATS}
-        units |= {f"{name}, batch 16": 16 * few for name in packed}
+        units |= {f"{name}, batch 16": 16.0 * frames for name in packed}
         each = per_unit(take_turns(contenders, rounds), units, "a frame and item")
         lengths = {f"{n} frames": (lambda n=n: infer(model, packed["int8"], z[:1, :, :n], tokens)) for n in (200, 5000)}
         by_length = per_unit(
@@ -121,11 +121,9 @@ def first_audio(voice: Synthesizer) -> float:
     raise AssertionError("The voice said nothing.")
 
 
-def measure_voice(rounds: int, path: str | Path, vocoder: str | Path | None, threads: int) -> dict[str, float | None]:
+def measure_voice(rounds: int, path: str | Path, vocoder: str | Path, threads: int) -> dict[str, float | None]:
     """Figures of a trained voice, text to wav; real-time factors are seconds of speech a second."""
-    voices = {"griffin-lim": Synthesizer.load(path)}
-    if vocoder is not None:
-        voices["neural"] = Synthesizer.load(path, vocoder)
+    voices = {"griffin-lim": Synthesizer.load(path, "griffin_lim"), "neural": Synthesizer.load(path, vocoder)}
     spoken: dict[str, float] = {}
 
     def speak(name: str) -> None:
@@ -144,17 +142,16 @@ def measure_voice(rounds: int, path: str | Path, vocoder: str | Path | None, thr
     units = {name: spoken.get(name, 1.0) for name in contenders}
     each = per_unit(seconds, units, "a second of speech, or until the first")
     realtime = {name: 1 / each[name] for name in spoken}
-    main = "neural" if "neural" in voices else "griffin-lim"
     program = (
-        f"import flowtron\nvoice = flowtron.load({str(path)!r}, {str(vocoder or 'griffin_lim')!r})\n"
+        f"import flowtron\nvoice = flowtron.load({str(path)!r}, {str(vocoder)!r})\n"
         f"voice({' '.join(SENTENCES)!r})"
     )
     return {
         "voice_realtime_griffin_lim": realtime["griffin-lim"],
-        "voice_realtime_neural": realtime.get("neural"),
-        "voice_vs_piper": realtime[main] / realtime["piper"] if "piper" in realtime else None,
+        "voice_realtime_neural": realtime["neural"],
+        "voice_vs_piper": realtime["neural"] / realtime["piper"] if "piper" in realtime else None,
         "piper_realtime": realtime.get("piper"),
-        "first_audio_seconds": each[f"first audio, {main}"],
+        "first_audio_seconds": each["first audio, neural"],
         "resident_mb": peak_memory_mb(program),
     }
 

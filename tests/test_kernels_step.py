@@ -48,7 +48,7 @@ def conditioner_in_float64(made):
     return exact.requires_grad_(False)
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 16, 17])
 @pytest.mark.parametrize("with_prior", [True, False])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_float32_equals_the_inverse_in_float64(batch, with_prior, threads, monkeypatch):
@@ -79,10 +79,11 @@ def test_200_frames_stay_within_1e_4_of_float64():
     assert (result.x - wanted).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("batch", [2, 17])
 @pytest.mark.parametrize(("layers", "hidden", "attention", "gate"), [(1, 40, 7, False), (3, 8, 33, True)])
-def test_other_sizes(layers, hidden, attention, gate):
+def test_other_sizes(layers, hidden, attention, gate, batch):
     made = conditioner(hidden, attention, layers=layers, gate=gate)
-    z, text, mask, lengths, _ = inputs(2, 12, 6)
+    z, text, mask, lengths, _ = inputs(batch, 12, 6)
     wanted, _ = reference(made, z, text, mask, lengths, None, 1.0)
     result = run_step(StepWeights.from_conditioner(made), z, *made.memory(text), mask, None, None, lengths)
     torch.testing.assert_close(result.x.double(), wanted, atol=2e-5, rtol=0)
@@ -90,7 +91,7 @@ def test_other_sizes(layers, hidden, attention, gate):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.02), (torch.int8, 0.05)])
-@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("batch", [1, 5, 17])
 def test_narrow_weights_stay_near(dtype, tolerance, batch):
     made = conditioner()
     z, text, mask, lengths, _ = inputs(batch, 20, 9)
@@ -98,6 +99,26 @@ def test_narrow_weights_stay_near(dtype, tolerance, batch):
     weights = StepWeights.from_conditioner(made, dtype)
     error = (run_step(weights, z, *made.memory(text), mask, None, None, lengths).x - wanted).abs().max()
     assert 1e-6 < error < tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("batch", [1, 2, 3, 16, 17])
+def test_narrow_weights_are_those_of_the_rounded_conditioner(dtype, batch):
+    made = conditioner(hidden=40)
+    z, text, mask, lengths, _ = inputs(batch, 20, 9)
+    weights = StepWeights.from_conditioner(made, dtype)
+    layers = [(made.attention_lstm, 0, weights.attention_lstm)]
+    layers += [(made.lstm, i, layer) for i, layer in enumerate(weights.lstm)]
+    for module, index, layer in layers:
+        parts = [layer.below, *([] if layer.context is None else [layer.context])]
+        getattr(module, f"weight_ih_l{index}").data = by_gate(torch.cat([part.dense() for part in parts], 1))
+        getattr(module, f"weight_hh_l{index}").data = by_gate(layer.recurrent.dense())
+    made.attention.query.weight.data = weights.query.dense()
+    for module, matrix in zip(made.dense, weights.dense):
+        module.weight.data = matrix.dense()
+    wanted, _ = reference(made, z, text, mask, lengths, None, 1.0)
+    result = run_step(weights, z, *made.memory(text), mask, None, None, lengths)
+    torch.testing.assert_close(result.x.double(), wanted, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -138,14 +159,15 @@ def test_gate_stops_each_item_after_its_frame():
     assert lengths.tolist() == [40] * 4
 
 
+@pytest.mark.parametrize("batch", [2, 3, 16, 17])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
-def test_items_are_the_same_alone_to_the_last_bit(dtype):
+def test_items_are_the_same_alone_to_the_last_bit(dtype, batch):
     made = conditioner(hidden=136)
-    z, text, mask, lengths, prior = inputs(5, 12, 9)
+    z, text, mask, lengths, prior = inputs(batch, 12, 9)
     weights = StepWeights.from_conditioner(made, dtype)
     keys, values = made.memory(text)
     together = run_step(weights, z, keys, values, mask, prior, None, lengths)
-    for i in range(5):
+    for i in range(batch):
         one, n = slice(i, i + 1), int(mask[i].sum())
         memory = keys[one, :n], values[one, :n], mask[one, :n]
         alone = run_step(weights, z[one], *memory, prior[one, :, :n], None, lengths[one])

@@ -16,69 +16,89 @@ namespace {
 
 constexpr int WIDTH = 4 * LANES;  // columns of a packed panel: four gates of eight units, or 32 outputs
 constexpr int64_t BLOCK = 128;    // rows of a panel taken at a time: 16 KB of floats, in the first cache
-constexpr int ROWS = 3;           // items whose sums fit the registers together with a row of a panel
-
-typedef int8_t Bytes __attribute__((vector_size(LANES), aligned(1)));
+constexpr int64_t APART = 16;     // floats between items: rows a power of two apart would share a place in the cache
 
 enum Kind : int64_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
 
-// Columns [8 j, 8 j + 8) of a row of a panel.
-inline Vec decode(const float* p, int j) { return load(p + j * LANES); }
+// The widest vectors of floats, and the items whose sums fit the registers together with a row of a panel.
+#if defined(__AVX512F__)
+constexpr int WIDE = 16, ROWS = 12;
+#else
+constexpr int WIDE = 8, ROWS = 3;
+#endif
+constexpr int PARTS = WIDTH / WIDE;
+typedef float WideVec __attribute__((vector_size(WIDE * sizeof(float)), aligned(4)));
+typedef int32_t WideInt __attribute__((vector_size(WIDE * sizeof(int32_t)), aligned(4)));
+typedef int8_t Bytes __attribute__((vector_size(WIDE), aligned(1)));
 
-// Columns j and j + 8 share a word, the later one in its upper half.
-inline Vec decode(const uint16_t* p, int j) {
-    const IntVec pair = *(const IntVec*)(p + (j & ~1) * LANES);
-    return (Vec)(j & 1 ? pair & (int32_t)0xffff0000 : pair << 16);
+#if defined(__AVX512F__)
+inline void pin(WideVec& v) { asm("" : "+v"(v)); }
+#endif
+
+// Columns [WIDE j, WIDE (j + 1)) of a row of a panel.
+inline WideVec decode(const float* p, int j) { return *(const WideVec*)(p + j * WIDE); }
+
+// Columns j and j + WIDTH / 2 share a word, the later one in its upper half.
+inline WideVec decode(const uint16_t* p, int j) {
+    const WideInt pair = *(const WideInt*)(p + j % (PARTS / 2) * 2 * WIDE);
+    return (WideVec)(j < PARTS / 2 ? pair << 16 : pair & (int32_t)0xffff0000);
 }
 
-inline Vec decode(const int8_t* p, int j) {
-#if defined(__AVX2__)  // compilers make scalar code of the conversion
-    const IntVec whole = (IntVec)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + j * LANES)));
+inline WideVec decode(const int8_t* p, int j) {
+#if defined(__AVX512F__)  // compilers make scalar code of the conversion
+    const WideInt whole = (WideInt)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(p + j * WIDE)));
+#elif defined(__AVX2__)
+    const WideInt whole = (WideInt)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + j * WIDE)));
 #else
-    const IntVec whole = __builtin_convertvector(*(const Bytes*)(p + j * LANES), IntVec);
+    const WideInt whole = __builtin_convertvector(*(const Bytes*)(p + j * WIDE), WideInt);
 #endif
-    return __builtin_convertvector(whole, Vec);
+    return __builtin_convertvector(whole, WideVec);
 }
 
 // sums (M, WIDTH) += scale · (x (M, K; rows stride apart) · panel (K, WIDTH)).
 template <int M, typename Weight>
 inline void multiply_rows(const float* x, int64_t stride, const Weight* panel, int64_t K, const float* scale,
                           float* sums) {
-    constexpr int AHEAD = 2048 / sizeof(Weight);
-    Vec total[M][4] = {};
+    constexpr int AHEAD = 4096 / sizeof(Weight), LINE = 64 / sizeof(Weight);
+    WideVec total[M][PARTS] = {};
     for (int64_t k = 0; k < K; ++k) {
         const Weight* row = panel + k * WIDTH;
-        __builtin_prefetch(row + AHEAD);
-        if (sizeof(Weight) == 4) __builtin_prefetch(row + AHEAD + WIDTH / 2);
-        Vec input[M];
-        for (int m = 0; m < M; ++m) {
-            input[m] = splat(x[m * stride + k]);
-            pin(input[m]);
+        for (int at = 0; at < WIDTH; at += LINE) __builtin_prefetch(row + AHEAD + at);
+        WideVec w[PARTS];
+        for (int j = 0; j < PARTS; ++j) {
+            w[j] = decode(row, j);
+            pin(w[j]);
         }
-        for (int j = 0; j < 4; ++j) {
-            Vec w = decode(row, j);
-            pin(w);
-            for (int m = 0; m < M; ++m) total[m][j] += input[m] * w;
+        for (int m = 0; m < M; ++m) {
+            WideVec input = x[m * stride + k] - WideVec{};
+            pin(input);
+            for (int j = 0; j < PARTS; ++j) total[m][j] += input * w[j];
         }
     }
     for (int m = 0; m < M; ++m) {
-        for (int j = 0; j < 4; ++j) {
-            if (scale) total[m][j] *= load(scale + j * LANES);
+        for (int j = 0; j < PARTS; ++j) {
+            if (scale) total[m][j] *= *(const WideVec*)(scale + j * WIDE);
             pin(total[m][j]);  // or a compiler would fuse product and sum for some M
-            float* out = sums + m * WIDTH + j * LANES;
-            store(out, load(out) + total[m][j]);
+            *(WideVec*)(sums + m * WIDTH + j * WIDE) += total[m][j];
         }
     }
 }
 
+// As multiply_rows for a number of items that is known only now, M at most.
+template <int M, typename Weight>
+void multiply_tile(int64_t rows, const float* x, int64_t stride, const Weight* panel, int64_t K, const float* scale,
+                   float* sums) {
+    if (rows == M) multiply_rows<M>(x, stride, panel, K, scale, sums);
+    else if constexpr (M > 1) multiply_tile<M - 1>(rows, x, stride, panel, K, scale, sums);
+}
+
+// As multiply_rows, for any number of items, shared evenly by the fewest tiles.
 template <typename Weight>
 void multiply_few(const float* x, int64_t stride, const Weight* panel, int64_t B, int64_t K, const float* scale,
                   float* sums) {
     for (int64_t tiles = (B + ROWS - 1) / ROWS; tiles > 0; --tiles) {
         const int64_t rows = B / tiles;
-        if (rows == 3) multiply_rows<3>(x, stride, panel, K, scale, sums);
-        else if (rows == 2) multiply_rows<2>(x, stride, panel, K, scale, sums);
-        else multiply_rows<1>(x, stride, panel, K, scale, sums);
+        multiply_tile<ROWS>(rows, x, stride, panel, K, scale, sums);
         B -= rows;
         x += rows * stride;
         sums += rows * WIDTH;
@@ -145,18 +165,21 @@ class Multiplier {
     }
 
    private:
-    // Rows are taken BLOCK at a time for every batch, so that an item's sums are the same alone and among others.
+    // Rows are taken BLOCK at a time for every batch, so that an item's sums are the same alone and among others. Where
+    // the registers hold few items, narrow weights are decoded once for all rather than once for each tile of items.
     template <typename Weight>
     void add_panel(const Weight* panel, int64_t K, const float* scale, const float* x, int64_t stride, float* sums) {
+        const bool decodes = sizeof(Weight) < sizeof(float) && ROWS < 8 && B_ > ROWS;
         for (int64_t k = 0; k < K; k += BLOCK) {
             const int64_t rows = std::min(BLOCK, K - k);
             const Weight* block = panel + k * WIDTH;
-            if (sizeof(Weight) == sizeof(float) || B_ <= ROWS) {
+            if (!decodes) {
                 multiply_few(x + k, stride, block, B_, rows, scale, sums);
                 continue;
             }
             for (int64_t r = 0; r < rows; ++r)
-                for (int j = 0; j < 4; ++j) store(&decoded_[r * WIDTH + j * LANES], decode(block + r * WIDTH, j));
+                for (int j = 0; j < PARTS; ++j)
+                    *(WideVec*)&decoded_[r * WIDTH + j * WIDE] = decode(block + r * WIDTH, j);
             multiply_few(x + k, stride, decoded_.data(), B_, rows, scale, sums);
         }
     }
@@ -170,13 +193,13 @@ class Runner {
     explicit Runner(const Step& s)
         : s(s),
           barrier_((int)s.threads),
-          hidden_((s.L + 1) * 2 * s.B * s.H),
+          hidden_((s.L + 1) * 2 * s.B * (s.H + APART)),
           cell_((s.L + 1) * s.B * s.H),
           asked_(s.B * s.A),
           energy_(s.B * s.N),
-          context_(s.B * s.V),
-          first_(s.B * (s.H + WIDTH)),
-          second_(s.B * (s.H + WIDTH)),
+          context_(s.B * (s.V + APART)),
+          first_(s.B * (s.H + WIDTH + APART)),
+          second_(s.B * (s.H + WIDTH + APART)),
           coupling_(s.B * (2 * s.D + WIDTH)) {}
 
     void run() {
@@ -186,7 +209,7 @@ class Runner {
    private:
     // Hidden state of LSTM `layer`, 0 being the attention's, after frame t. Frames alternate between two buffers: a
     // member writes its units while others still read the last frame's.
-    float* hidden(int64_t layer, int64_t t) { return &hidden_[(layer * 2 + (t & 1)) * s.B * s.H]; }
+    float* hidden(int64_t layer, int64_t t) { return &hidden_[(layer * 2 + (t & 1)) * s.B * (s.H + APART)]; }
 
     void run_layer(int64_t index, int64_t t, const Layer& layer, const float* below, int64_t stride, int member,
                    Multiplier& multiplier, std::vector<float>& sums) {
@@ -196,8 +219,8 @@ class Runner {
             for (int64_t b = 0; b < B; ++b)
                 std::memcpy(&sums[b * WIDTH], layer.bias + group * WIDTH, WIDTH * sizeof(float));
             multiplier.add(layer.below, group, below, stride, sums.data());
-            if (layer.context.panels) multiplier.add(layer.context, group, context_.data(), s.V, sums.data());
-            multiplier.add(layer.recurrent, group, hidden(index, t - 1), H, sums.data());
+            if (layer.context.panels) multiplier.add(layer.context, group, context_.data(), s.V + APART, sums.data());
+            multiplier.add(layer.recurrent, group, hidden(index, t - 1), H + APART, sums.data());
             for (int64_t b = 0; b < B; ++b) {
                 const float* row = &sums[b * WIDTH];
                 const Vec i = sigmoid(load(row)), f = sigmoid(load(row + LANES));
@@ -205,7 +228,7 @@ class Runner {
                 float* c = &cell_[(index * B + b) * H + group * LANES];
                 const Vec next = f * load(c) + i * g;
                 store(c, next);
-                store(hidden(index, t) + b * H + group * LANES, o * tanh(next));
+                store(hidden(index, t) + b * (H + APART) + group * LANES, o * tanh(next));
             }
         }
         barrier_.wait();
@@ -324,8 +347,8 @@ class Runner {
             bool stops = s.window.tail && s.window.direction && places[b].position == places[b].tokens - 1 &&
                          places[b].still >= s.window.tail;
             if (s.gate) {
-                const float logit = dot(s.gate, hidden(0, t) + b * s.H, s.H) +
-                                    dot(s.gate + s.H, &context_[b * s.V], s.V) + s.gate_bias[0];
+                const float logit = dot(s.gate, hidden(0, t) + b * (s.H + APART), s.H) +
+                                    dot(s.gate + s.H, &context_[b * (s.V + APART)], s.V) + s.gate_bias[0];
                 if (writes && t < lengths[b]) s.gate_logits[b * s.T + t] = logit;
                 const bool may_end = !s.window.direction || places[b].position + s.window.ahead >= places[b].tokens - 1;
                 stops = stops || (may_end && 1 / (1 + std::exp(-(double)logit)) > s.gate_threshold);
@@ -343,13 +366,13 @@ class Runner {
         std::vector<Place> places(B, Place{});
         for (int64_t b = 0; b < B; ++b) places[b].tokens = std::count(s.mask + b * s.N, s.mask + (b + 1) * s.N, 1);
         barrier_.wait();
-        const int64_t dense = (H + WIDTH - 1) / WIDTH * WIDTH, coupling = (2 * D + WIDTH - 1) / WIDTH * WIDTH;
+        const int64_t dense = (H + WIDTH - 1) / WIDTH * WIDTH + APART, coupling = (2 * D + WIDTH - 1) / WIDTH * WIDTH;
         for (int64_t t = 0; t < s.T; ++t) {
             if (*std::max_element(lengths.begin(), lengths.end()) <= t) break;
             run_layer(0, t, s.attention_lstm, previous.data(), D, member, multiplier, sums);
             const float* asking = hidden(0, t);
             if (!s.given) {
-                run_dense(s.query, nullptr, asking, H, asked_.data(), s.A, NONE, member, multiplier, sums);
+                run_dense(s.query, nullptr, asking, H + APART, asked_.data(), s.A, NONE, member, multiplier, sums);
                 exponential(member);
                 score_tokens(member);
             }
@@ -358,8 +381,8 @@ class Runner {
             barrier_.wait();
             stop(t, places, lengths, first);
             for (int64_t layer = 0; layer < s.L; ++layer)
-                run_layer(layer + 1, t, s.lstm[layer], hidden(layer, t), H, member, multiplier, sums);
-            run_dense(s.dense0, s.dense0_bias, hidden(s.L, t), H, first_.data(), dense, TANH, member, multiplier,
+                run_layer(layer + 1, t, s.lstm[layer], hidden(layer, t), H + APART, member, multiplier, sums);
+            run_dense(s.dense0, s.dense0_bias, hidden(s.L, t), H + APART, first_.data(), dense, TANH, member, multiplier,
                       sums);
             run_dense(s.dense1, s.dense1_bias, first_.data(), dense, second_.data(), dense, TANH, member, multiplier,
                       sums);
@@ -389,7 +412,7 @@ class Runner {
     void attend_values(const float* attention, int member) {
         const Share share(s.V, member, (int)s.threads);
         for (int64_t b = 0; b < s.B; ++b) {
-            float* out = &context_[b * s.V];
+            float* out = &context_[b * (s.V + APART)];
             std::fill(out + share.first, out + share.last, 0.f);
             for (int64_t n = 0; n < s.N; ++n) {
                 const float weight = attention[b * s.N + n];

@@ -20,7 +20,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 class Matrix:
     """A weight (outputs, K) as the kernel reads it.
 
-    panels: (P, K, WIDTH), columns in natural order, but for bfloat16, where j and j + 8 of each 16 alternate.
+    panels: (P, K, WIDTH), columns in natural order, but for bfloat16, where j and j + 16 alternate.
     scale: (P · WIDTH,) what a column of int8 is multiplied by, or None.
     """
 
@@ -38,7 +38,7 @@ class Matrix:
         """Return the weight (outputs, K) in float32, with what rounding left of it."""
         panels = self.panels
         if self.dtype == torch.bfloat16:
-            panels = panels.view(-1, self.inputs, 2, LANES, 2).transpose(3, 4)
+            panels = panels.view(-1, self.inputs, WIDTH // 2, 2).transpose(2, 3)
         plain = panels.reshape(-1, self.inputs, WIDTH).float().transpose(1, 2).reshape(-1, self.inputs)
         if self.scale is not None:
             plain = plain * self.scale[:, None]
@@ -64,7 +64,7 @@ def pack(weight: Tensor, dtype: torch.dtype) -> Matrix:
         weight = (weight / scale[:, None]).round()
     panels = weight.to(dtype).view(-1, WIDTH, inputs).transpose(1, 2)
     if dtype == torch.bfloat16:
-        panels = panels.reshape(-1, inputs, 2, 2, LANES).transpose(3, 4)
+        panels = panels.reshape(-1, inputs, 2, WIDTH // 2).transpose(2, 3)
     return Matrix(_in_huge_pages(panels.reshape(-1, inputs, WIDTH)), scale, inputs, outputs)
 
 
