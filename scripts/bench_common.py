@@ -39,8 +39,18 @@ def per_unit(seconds: dict[str, list[float]], units: dict[str, float], what: str
     return medians
 
 
+# ru_maxrss of a program begins with that of the process that started it, which may be far larger.
+_PEAK = """
+import resource
+try:
+    lines = open('/proc/self/status').read().splitlines()
+    print('peak', next(line.split()[1] for line in lines if line.startswith('VmHWM')))
+except OSError:
+    print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
 def peak_memory_mb(program: str) -> float:
     """Largest resident memory in MB of a Python process that runs a program (source text) and nothing else."""
-    program += "\nimport resource; print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program + _PEAK], capture_output=True, text=True, check=True)
     return int(done.stdout.rsplit("peak", 1)[1]) / 1024

@@ -142,10 +142,7 @@ def measure_voice(rounds: int, path: str | Path, vocoder: str | Path, threads: i
     units = {name: spoken.get(name, 1.0) for name in contenders}
     each = per_unit(seconds, units, "a second of speech, or until the first")
     realtime = {name: 1 / each[name] for name in spoken}
-    program = (
-        f"import flowtron\nvoice = flowtron.load({str(path)!r}, {str(vocoder)!r})\n"
-        f"voice({' '.join(SENTENCES)!r})"
-    )
+    program = f"import flowtron\nvoice = flowtron.load({str(path)!r}, {str(vocoder)!r})\nvoice({' '.join(SENTENCES)!r})"
     return {
         "voice_realtime_griffin_lim": realtime["griffin-lim"],
         "voice_realtime_neural": realtime["neural"],
