@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from flowtron.audio import load_wav, log_mel
 from flowtron.data import Utterance
 from flowtron.errors import InputError
-from flowtron.inference import Latent, SamplingOptions, draw_latent, draw_noise, fitted, pad_tokens
+from flowtron.inference import Latent, SamplingOptions, draw_latent, draw_noise, fitted, pad_tokens, synthesize_mels
+from flowtron.inference import Utterance as Spoken
 from flowtron.loss import HALF_LOG_TAU
 from flowtron.model import Flowtron, FlowtronOutput
 from flowtron.model.aligner import monotonic_durations, path_prior
@@ -181,6 +182,31 @@ def reconstruct(voice: Synthesizer, encoding: Encoding, speaker: str | int | Non
         durations=encoding.durations if guided else None,
         guided=guided,
     )
+
+
+def predict_along(voice: Synthesizer, encoding: Encoding, sigma: float) -> Tensor:
+    """Predict the mel (D, T_mel) of a recording, frame by frame in step with it, as the voice would speak it.
+
+    Its z is the recording's, scaled by sigma, so that it has the size of what synthesis draws: at 1 the mel is the
+    recording's own, at 0 the voice's most likely one. Its durations are the recording's. A vocoder trained on such
+    mels and the recorded sound learns to make up for what the voice leaves out.
+
+    Args:
+        voice: that speaks.
+        encoding: of the recording by the same voice.
+        sigma: standard deviation of z in synthesis.
+    """
+    guided = voice.model.aligner is not None
+    device = next(voice.model.parameters()).device
+    (result,) = synthesize_mels(
+        voice.model,
+        [Spoken(encoding.tokens, voice.speaker_id(encoding.speaker), 0)],
+        z=[sigma * encoding.z],
+        attention=None if guided else [matrix[None].to(device) for matrix in encoding.attention],
+        durations=[encoding.durations] if guided else None,
+        weights=voice.weights,
+    )
+    return result.mel
 
 
 @dataclass(frozen=True)

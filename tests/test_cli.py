@@ -70,6 +70,7 @@ WRONG = {
         ["--host", "999.1.1.1"],
     ],
     "evaluate": [["no/such/voice", "--sentences", "none.txt"], ["no", "--sentences", "a.txt", "--worst", "2"]],
+    "mels": [["none.txt", "out"], ["junk.bin", "none/out"]],
     "convert": [["none.pt", "out"], ["junk.bin", "out"]],
     "export": [["none", "out.pt"], ["junk.bin", "out.pt"]],
     "info": [["none"], ["junk.bin"]],
@@ -328,3 +329,17 @@ def test_bash_completes_subcommands_and_options(tmp_path):
 def test_a_device_that_is_not_there_is_refused(device, voice, capsys):
     assert run("say", "Hi.", "-m", voice, "-d", device) == 2
     assert device in capsys.readouterr().err
+
+
+def test_mels_writes_a_mel_of_every_recording_once(tmp_path, capsys):
+    save_tiny_voice(tmp_path / "voice")
+    write_corpus(tmp_path)
+    names = [line.split("|")[0] for line in (tmp_path / "train.txt").read_text().splitlines()]
+    arguments = [str(tmp_path / "train.txt"), str(tmp_path / "mels"), "-m", str(tmp_path / "voice")]
+    assert run("mels", *arguments, "-i", "ann", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["written"] == len(names)
+    for name in names:
+        n_frames = soundfile.info(tmp_path / name).frames // 256 + 1
+        assert np.load(tmp_path / "mels" / f"{Path(name).stem}.npy").shape == (80, n_frames)
+    assert run("mels", *arguments, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["written"] == 0

@@ -1,6 +1,7 @@
 """Control in latent space: posterior, interpolation, mixtures and transfer, on a small model with random weights."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from flowtron.style import (
     encode,
     interpolate,
     interpolation_source,
+    predict_along,
     prior_source,
     reconstruct,
     transfer_alignment,
@@ -79,6 +81,17 @@ def test_decoding_with_the_same_durations_gives_the_recording_back(recordings, m
         speech = reconstruct(voice, encoding)
         torch.testing.assert_close(speech.mel, encoding.mel, atol=2e-4, rtol=0)
         torch.testing.assert_close(speech.attention, encoding.attention, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("model", MODELS[:2], ids=str)
+def test_mels_predicted_along_recordings_run_from_the_recording_to_the_likeliest(recordings, model):
+    voice = make_voice(**model)
+    for encoding in encode(voice, recordings[:2]):
+        whole, half, none = (predict_along(voice, encoding, sigma) for sigma in (1.0, 0.5, 0.0))
+        torch.testing.assert_close(whole, encoding.mel, atol=2e-4, rtol=0)
+        other = replace(encoding, z=torch.randn_like(encoding.z))
+        assert torch.equal(none, predict_along(voice, other, 0.0)) and none.shape == encoding.mel.shape
+        assert (half - encoding.mel).abs().mean() < (none - encoding.mel).abs().mean()
 
 
 def test_encoding_depends_on_speaker_and_not_on_batch_mates(voice, recordings, encodings):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from flowtron.audio import load_wav, log_mel, save_wav
+from flowtron.checkpoint import read_vocoder
 from flowtron.config import load_config, parse_config
 from flowtron.data import read_filelist
 from flowtron.errors import InputError
@@ -115,8 +116,19 @@ def test_fine_tuning_takes_the_predicted_mels(corpus, tmp_path):
     for utterance in utterances:
         n_frames = len(load_wav(utterance.path)) // 256 + 1
         np.save(tmp_path / f"{Path(utterance.path).stem}.npy", np.full((80, n_frames), -4.5, dtype=np.float32))
-    wav, mel = Segments(utterances, settings, 8, str(tmp_path)).cut(0, 5)
+    wav, mel = Segments(utterances, settings, 8, str(tmp_path)).cut(0, 5, predicted=True)
     assert torch.equal(mel, torch.full((80, 8), -4.5)) and wav.shape == (2048,)
+    for share, expected in ((1.0, 32), (0.5, 16)):
+        _, mels = Segments(utterances, settings, 8, str(tmp_path), share).draw(random.Random(0), 32)
+        assert abs(int((mels == -4.5).all(2).all(1).sum()) - expected) <= 6 * (share < 1)
+
+
+def test_frozen_layers_stay(corpus, tmp_path):
+    path = train(config(corpus, "source_filter", tmp_path / "first", max_iters=1))
+    values = {"max_iters": 2, "warmstart_checkpoint_path": str(path), "finetune_layers": ["curves"]}
+    after = read_vocoder(train(config(corpus, "source_filter", tmp_path / "second", **values))).state
+    moved = {name.split(".")[0] for name, value in read_vocoder(path).state.items() if not value.equal(after[name])}
+    assert moved == {"curves"}
 
 
 def test_unusable_configs_are_refused(corpus, tmp_path):

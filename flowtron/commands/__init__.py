@@ -19,7 +19,20 @@ if TYPE_CHECKING:
     from flowtron.synthesizer import Synthesizer
 
 # In the order of the help.
-COMMANDS = ("say", "prepare", "check", "train", "serve", "evaluate", "score", "convert", "export", "info", "completion")
+COMMANDS = (
+    "say",
+    "prepare",
+    "check",
+    "train",
+    "serve",
+    "evaluate",
+    "score",
+    "mels",
+    "convert",
+    "export",
+    "info",
+    "completion",
+)
 
 
 @dataclass(frozen=True)

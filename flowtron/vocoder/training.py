@@ -31,6 +31,7 @@ from flowtron.optim import Average, Schedule, build_optimizer
 from flowtron.tensorfile import replaced_file
 from flowtron.vocoder.loading import build_vocoder_model, from_file, load_weights_into
 from flowtron.vocoder.objective import vocoder_objective
+from flowtron.warmstart import freeze_all_but
 
 MAX_BAD_STEPS = 10
 N_VALIDATION = 16  # segments
@@ -48,6 +49,7 @@ class Segments:
         settings: AudioSettings,
         segment_frames: int,
         predicted: str = "",
+        predicted_share: float = 1.0,
         cache: str = "",
     ) -> None:
         """Open recordings.
@@ -57,13 +59,14 @@ class Segments:
             settings: of the mels.
             segment_frames: length of a piece.
             predicted: folder of predicted mels NAME.npy (n_mels, T_mel) for NAME.wav; empty takes the recording's.
+            predicted_share: of the pieces that are drawn with a predicted mel, the others having the recording's.
             cache: folder of the recordings' mels, shared with the training of a voice; empty computes them as needed.
 
         Raises:
             InputError: a recording has another sample rate, none is long enough, or a predicted mel is missing.
         """
         self.settings, self.n_frames = settings, segment_frames
-        self.predicted = Path(predicted) if predicted else None
+        self.predicted, self.predicted_share = Path(predicted) if predicted else None, predicted_share
         self.cache = FeatureCache(cache) if cache else None
         self.items: list[tuple[Path, int]] = []
         for utterance in utterances:
@@ -75,19 +78,27 @@ class Segments:
                 )
             if information.frames // settings.hop_length >= segment_frames:
                 self.items.append((Path(utterance.path), information.frames // settings.hop_length))
-            if self.predicted is not None and not self._predicted_path(Path(utterance.path)).is_file():
-                raise InputError(f"{self._predicted_path(Path(utterance.path))}: no such predicted mel; make it first.")
+            path = self._predicted_path(Path(utterance.path))
+            if path is not None and not path.is_file():
+                raise InputError(f"{path}: no such predicted mel; make it with `flowtron mels`.")
         if not self.items:
             raise InputError(
                 f"no recording has {segment_frames} frames; lower vocoder_config.segment_length or add longer ones."
             )
 
-    def _predicted_path(self, wav: Path) -> Path:
-        assert self.predicted is not None
-        return self.predicted / f"{wav.stem}.npy"
+    def _predicted_path(self, wav: Path) -> Path | None:
+        return None if self.predicted is None else self.predicted / f"{wav.stem}.npy"
 
-    def cut(self, number: int, start: int) -> tuple[Tensor, Tensor]:
-        """Return frames of a recording from `start` on: wav (segment_frames · hop,), mel (n_mels, segment_frames)."""
+    def cut(self, number: int, start: int, predicted: bool = False) -> tuple[Tensor, Tensor]:
+        """Return frames of a recording from `start` on: wav (segment_frames · hop,), mel (n_mels, segment_frames).
+
+        Args:
+            number, start: of the recording and its first frame.
+            predicted: take the predicted mel, where there are such.
+
+        Raises:
+            InputError: the predicted mel is of another size.
+        """
         path, _ = self.items[number]
         hop, n = self.settings.hop_length, self.n_frames
         # With real surroundings, so that the first and last frame are those of the whole recording.
@@ -97,10 +108,10 @@ class Segments:
         samples, _ = soundfile.read(path, start=(start - before) * hop, stop=stop, dtype="float32", always_2d=True)
         piece = torch.from_numpy(samples.mean(1))
         wav = piece[before * hop :][: n * hop]
-        if self.predicted is not None:
-            mel = torch.from_numpy(
-                np.load(self._predicted_path(path), mmap_mode="r")[:, start : start + n].copy()
-            ).float()
+        predicted_path = self._predicted_path(path)
+        if predicted and predicted_path is not None:
+            whole = np.load(predicted_path, mmap_mode="r")
+            mel = torch.from_numpy(whole[:, start : start + n].copy()).float()
         elif self.cache is not None:
             mel = self.cache.mel(path, None, self.settings, lambda: log_mel(load_wav(path), self.settings))
             mel = mel[:, start : start + n].clone()
@@ -115,7 +126,8 @@ class Segments:
         cuts = []
         for _ in range(batch_size):
             number = generator.randrange(len(self.items))
-            cuts.append(self.cut(number, generator.randint(0, self.items[number][1] - self.n_frames)))
+            start = generator.randint(0, self.items[number][1] - self.n_frames)
+            cuts.append(self.cut(number, start, generator.random() < self.predicted_share))
         wavs, mels = zip(*cuts)
         return torch.stack(wavs), torch.stack(mels)
 
@@ -174,8 +186,10 @@ def prepare(config: Config) -> VocoderState:
     if train.warmstart_checkpoint_path and saved is None:
         folder = Path(train.warmstart_checkpoint_path)
         load_weights_into(model, read_vocoder(folder).state, folder)
+    if train.finetune_layers:
+        accelerator.print(freeze_all_but(model, train.finetune_layers))
     objective = vocoder_objective(model, settings, train.sigma)
-    optimizer = build_optimizer(model.parameters(), train)
+    optimizer = build_optimizer((p for p in model.parameters() if p.requires_grad), train)
     average = Average(model, train.ema_decay).to(accelerator.device) if train.ema_decay else None
     objective, optimizer = accelerator.prepare(objective, optimizer)
     state = VocoderState(
@@ -185,7 +199,14 @@ def prepare(config: Config) -> VocoderState:
         optimizer,
         Schedule(optimizer, train),
         average,
-        Segments(training_files, settings, segment_frames, vocoder.predicted_mels, config.data.feature_cache_path),
+        Segments(
+            training_files,
+            settings,
+            segment_frames,
+            vocoder.predicted_mels,
+            vocoder.predicted_share,
+            config.data.feature_cache_path,
+        ),
         Segments(validation_files, settings, segment_frames, cache=config.data.feature_cache_path),
         [Path(utterance.path) for utterance in validation_files[:N_SPOKEN]],
     )
