@@ -56,6 +56,12 @@ class VocoderFile:
     notes: list[str]
 
 
+def best_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the lowest validation loss, or None before the first and for what is no run's folder."""
+    note = folder / "best"
+    return folder / "checkpoints" / note.read_text(encoding="utf-8").strip() if note.is_file() else None
+
+
 def save_model(
     folder: str | Path,
     model: nn.Module,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import librosa
 import numpy as np
+import torch
 
 from flowtron.audio import AudioSettings, load_wav, log_mel
 from flowtron.data import Utterance
@@ -66,9 +67,14 @@ def listening_copy(wav: np.ndarray, sample_rate: int) -> np.ndarray:
 
 def transcribe(wav: np.ndarray, sample_rate: int, model: str | Path | None = None, threads: int = 2) -> str:
     """Return what a recogniser hears in wav (T_samples,), in English."""
-    whisper = _whisper(str(model or packaged_whisper()), threads)
-    segments, _ = whisper.transcribe(listening_copy(wav, sample_rate), language="en", beam_size=1, temperature=0.0)
-    return " ".join(segment.text.strip() for segment in segments)
+    # The recogniser shares torch's OpenMP and leaves its own number of threads behind.
+    own_threads = torch.get_num_threads()
+    try:
+        whisper = _whisper(str(model or packaged_whisper()), threads)
+        segments, _ = whisper.transcribe(listening_copy(wav, sample_rate), language="en", beam_size=1, temperature=0.0)
+        return " ".join(segment.text.strip() for segment in segments)
+    finally:
+        torch.set_num_threads(own_threads)
 
 
 def normalise(text: str) -> list[str]:
@@ -157,8 +163,6 @@ def warp(reference: np.ndarray, wav: np.ndarray, settings: AudioSettings) -> War
     The distortion is the mean over the path of 10 / ln 10 · √(2 Σ_k (c_k − c'_k)²), where
     ln|S| = c_0 + 2 Σ_k c_k cos(kω).
     """
-    import torch
-
     cepstra = []
     for sound in (reference, wav):
         mel = log_mel(torch.as_tensor(np.asarray(sound, dtype=np.float32)), settings).numpy()
@@ -286,8 +290,6 @@ def evaluate(
     Raises:
         InputError: a package of the extra is missing.
     """
-    import torch
-
     rows = []
     for number, reference in enumerate(references, 1):
         started = time.perf_counter()

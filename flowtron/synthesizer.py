@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from flowtron.audio import AudioSettings, WavWriter
-from flowtron.checkpoint import load_model
+from flowtron.checkpoint import best_checkpoint, load_model
 from flowtron.errors import InputError
 from flowtron.inference import (
     Latent,
@@ -46,12 +46,6 @@ VOICES = Path(__file__).parent / "voices"
 def bundled_voices() -> list[str]:
     """Names of the voices that come with the package."""
     return sorted(path.name for path in VOICES.glob("*") if (path / "model.json").is_file())
-
-
-def best_of_run(path: Path) -> Path:
-    """Return the best checkpoint of a training run's folder; any other path stays as it is."""
-    best = path / "best"
-    return path / "checkpoints" / best.read_text(encoding="utf-8").strip() if best.is_file() else path
 
 
 class Synthesizer:
@@ -92,7 +86,7 @@ class Synthesizer:
             path = VOICES / str(path)
         if vocoder is None:
             vocoder = "light" if Path(path).resolve().parent == VOICES.resolve() else "griffin_lim"
-        loaded = load_model(best_of_run(Path(path)), device)
+        loaded = load_model(best_checkpoint(Path(path)) or path, device)
         config = loaded.config
         # Spelling and pronunciation were mixed for training; a dictionary word is pronounced when it is known.
         tokenizer = Tokenizer(

@@ -9,39 +9,32 @@ Started again with the same output directory, it goes on where it stopped. docs/
 import argparse
 import contextlib
 import hashlib
-import os
-import shutil
-import signal
 import sys
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
-from torch import Tensor, nn
+from accelerate.utils import set_seed
+from torch import Tensor
 
-from flowtron.checkpoint import load_training_state, save_model, save_training_state
-from flowtron.config import Config, TrainConfig, load_config
+from flowtron.checkpoint import save_model
+from flowtron.config import Config, load_config
 from flowtron.data import Batch, Dataset, LengthBucketBatchSampler, SpeakerTable, make_loader, read_filelist
 from flowtron.errors import InputError
 from flowtron.model import Flowtron, build_model
 from flowtron.monitor import Monitor, evaluate
 from flowtron.objective import Losses, Objective, counts
 from flowtron.optim import Average, Schedule, build_optimizer, skip_unless
+from flowtron.run import MAX_BAD_STEPS, Interrupt, Run, checkpoints, newest_state, start_processes
 from flowtron.shards import ShardSampler, make_shard_loader, read_index
-from flowtron.tensorfile import replaced_file
 from flowtron.text import SYMBOLS, Tokenizer
 from flowtron.warmstart import freeze_all_but, warm_start
 
-MAX_BAD_STEPS = 10
 AGREE_EVERY = 10  # iterations after which several processes ask each other whether to stop
 
 
@@ -55,42 +48,37 @@ class Step(NamedTuple):
     batches: list[Batch]
 
 
-@dataclass
-class State:
-    """All that moves during training."""
+@dataclass(kw_only=True)
+class State(Run):
+    """All that moves during training, and what it moves on."""
 
-    config: Config
-    accelerator: Accelerator
     speakers: SpeakerTable
     tokenizer: Tokenizer
-    objective: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
-    average: Average | None
     sampler: LengthBucketBatchSampler | ShardSampler
     loader: Any
     validation: Dataset
-    iteration: int = 0
-    bad_steps: int = 0
     unchecked: deque[tuple[int, Step]] = field(default_factory=deque)
 
     @property
     def model(self) -> Flowtron:
         """The bare model with the weights being trained."""
-        return self.accelerator.unwrap_model(self.objective).model
+        assert isinstance(self.trained, Flowtron)
+        return self.trained
 
     @property
     def voice(self) -> Flowtron:
         """The model to synthesize with: the averaged weights where there are any."""
-        if self.average is None:
-            return self.model
-        assert isinstance(self.average.module, Flowtron)
-        return self.average.module
+        assert isinstance(self.best_weights, Flowtron)
+        return self.best_weights
 
-    @property
-    def folder(self) -> Path:
-        """Where checkpoints and logs go."""
-        return Path(self.config.train.output_directory)
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to go on."""
+        return super().state_dict() | {"sampler": self.sampler.state_dict()}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        super().load_state_dict(saved)
+        self.sampler.load_state_dict(saved["sampler"])
 
 
 def prepare_tokenizer(config: Config) -> Tokenizer:
@@ -106,43 +94,6 @@ def prepare_tokenizer(config: Config) -> Tokenizer:
         )
     data = config.data
     return Tokenizer(symbols, tuple(data.text_cleaners), data.p_arpabet, data.keep_ambiguous)
-
-
-def mixed_precision(train: TrainConfig) -> str:
-    """Name accelerate's mode for the configured precision; log-determinants and softmax stay in float32 in all.
-
-    `fp16_run` asks for half precision where it is fast: bfloat16 on a GPU or CPU that has it, float16 on another GPU.
-
-    Raises:
-        InputError: float16 is asked of a CPU.
-    """
-    has_gpu = torch.cuda.is_available()
-    if train.precision == "float16" and not has_gpu:
-        raise InputError("train_config.precision is float16, which only GPUs train in; use bfloat16 or float32.")
-    if train.precision or not train.fp16_run:
-        return {"bfloat16": "bf16", "float16": "fp16"}.get(train.precision, "no")
-    if has_gpu:
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return "bf16" if getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() else "no"
-
-
-def start_processes(config: Config) -> Accelerator:
-    """Join the other processes of the run, if torchrun started several."""
-    train, model = config.train, config.model
-    # In stages, and beside an aligner that rests, some weights have no gradient; otherwise nobody need look for them.
-    has_idle_weights = bool(model.aligner_dim or train.flow_start_iters or not train.gate_loss)
-    handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=has_idle_weights)]
-    has_gpu = torch.cuda.is_available()
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        backend = config.dist.dist_backend if has_gpu else "gloo"
-        # The others wait while the first process validates.
-        handlers.append(InitProcessGroupKwargs(backend=backend, timeout=timedelta(hours=2)))
-    # It is a global of accelerate's, and an earlier training in this process may have left another precision in it.
-    AcceleratorState._reset_state()
-    accelerator = Accelerator(mixed_precision=mixed_precision(train), cpu=not has_gpu, kwargs_handlers=handlers)
-    if train.n_threads:
-        torch.set_num_threads(train.n_threads)
-    return accelerator
 
 
 def prepare_data(
@@ -231,110 +182,39 @@ def prepare(config: Config) -> State:
     optimizer = build_optimizer((p for p in model.parameters() if p.requires_grad), train)
     average = Average(model, train.ema_decay).to(accelerator.device) if train.ema_decay else None
     objective, optimizer = accelerator.prepare(objective, optimizer)
-    schedule = Schedule(optimizer, train)
     state = State(
-        config, accelerator, speakers, tokenizer, objective, optimizer, schedule, average, sampler, loader, validation
+        config=config,
+        accelerator=accelerator,
+        objective=objective,
+        optimizer=optimizer,
+        schedule=Schedule(optimizer, train),
+        average=average,
+        speakers=speakers,
+        tokenizer=tokenizer,
+        sampler=sampler,
+        loader=loader,
+        validation=validation,
     )
     if saved is not None:
-        resume(state, saved)
+        state.resume(saved)
     return state
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints of a run, oldest first."""
-    return sorted(path for path in folder.glob("checkpoints/*") if path.name.isdigit())
-
-
-def training_states(folder: Path) -> list[Path]:
-    """Training states of a run, oldest first."""
-    return sorted(path for path in folder.glob("training/*.pt") if path.stem.isdigit())
-
-
-def best_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the lowest validation loss, or None before the first."""
-    note = folder / "best"
-    return folder / "checkpoints" / note.read_text(encoding="utf-8") if note.is_file() else None
-
-
 def save(state: State, metrics: dict[str, float], is_best: bool) -> Path:
-    """Write a checkpoint, the model to speak with beside the state to go on with, and forget old ones.
+    """Write a checkpoint, the model to speak with beside the state to go on with."""
 
-    The training state comes last and is what a run goes on from: whatever a kill leaves unfinished before it is
-    written again, the same, by the run that goes on from the state before.
-    """
-    path = state.folder / "checkpoints" / f"{state.iteration:08d}"
-    save_model(
-        path,
-        state.voice,
-        state.config,
-        symbols=list(state.tokenizer.symbols),
-        speakers=state.speakers.names,
-        step=state.iteration,
-        metrics=metrics,
-    )
-    if is_best:
-        with replaced_file(state.folder / "best") as file:
-            file.write(path.name.encode())
-    training = {
-        "iteration": state.iteration,
-        "bad_steps": state.bad_steps,
-        "model": state.model.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-        "schedule": state.schedule.state_dict(),
-        "average": None if state.average is None else state.average.state_dict(),
-        "sampler": state.sampler.state_dict(),
-    }
-    training_file = state.folder / "training" / f"{state.iteration:08d}.pt"
-    training_file.parent.mkdir(parents=True, exist_ok=True)
-    save_training_state(training_file, training)
-    forget_old(state.folder, state.config.train.keep_checkpoints)
-    return path
+    def write(path: Path) -> None:
+        save_model(
+            path,
+            state.voice,
+            state.config,
+            symbols=list(state.tokenizer.symbols),
+            speakers=state.speakers.names,
+            step=state.iteration,
+            metrics=metrics,
+        )
 
-
-def forget_old(folder: Path, keep: int) -> None:
-    """Delete all of a run but the newest checkpoints and the best, and what a kill left half-written."""
-    for path in checkpoints(folder)[:-keep]:
-        if path != best_checkpoint(folder):
-            shutil.rmtree(path)
-    for path in training_states(folder)[:-keep]:
-        path.unlink()
-    for path in [*folder.glob(".best.*"), *folder.glob("*/.*")]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def newest_state(config: Config) -> Path | None:
-    """The training state to go on from: the newest of the output directory, else `checkpoint_path`, else None."""
-    files = training_states(Path(config.train.output_directory))
-    if files:
-        return files[-1]
-    return Path(config.train.checkpoint_path) if config.train.checkpoint_path else None
-
-
-def resume(state: State, path: Path) -> None:
-    """Go on from a training state.
-
-    Raises:
-        InputError: it is damaged or of another model.
-    """
-    saved = load_training_state(path)
-    try:
-        state.model.load_state_dict(saved["model"])
-        state.optimizer.load_state_dict(saved["optimizer"])
-        if state.average is not None:
-            if saved["average"] is None:
-                state.average.module.load_state_dict(saved["model"])
-            else:
-                state.average.load_state_dict(saved["average"])
-        state.iteration, state.bad_steps = saved["iteration"], saved["bad_steps"]
-        state.schedule.load_state_dict(saved["schedule"])
-        state.sampler.load_state_dict(saved["sampler"])
-    except (KeyError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise InputError(
-            f"{path}: a training state of another model or optimizer ({reason}); go on with its own config, or start "
-            "anew with train_config.warmstart_checkpoint_path and another output_directory."
-        ) from None
-    state.accelerator.print(f"resumed from {path} at iteration {state.iteration}")
+    return state.save(write, is_best)
 
 
 def steps(state: State) -> Iterator[list[Batch]]:
@@ -485,10 +365,9 @@ def train(config: Config) -> Path:
     settings = config.train
     accelerator = state.accelerator
     monitor = Monitor(config, accelerator.is_main_process, accelerator.num_processes, state.iteration)
-    started = time.monotonic()
     path = next(reversed(checkpoints(state.folder)), state.folder)
     saved_at = state.iteration
-    with monitor, worker_deaths(), Interrupt() as stop:
+    with monitor, worker_deaths(), Interrupt(settings.max_hours) as stop:
         if settings.max_iters and state.iteration >= settings.max_iters:
             return path
         for batches in steps(state):
@@ -499,8 +378,7 @@ def train(config: Config) -> Path:
             state.iteration += 1
             check(state)
             monitor.step(state.iteration, settings.max_iters, done.losses, done.norm, rate, batches)
-            out_of_time = settings.max_hours > 0 and time.monotonic() - started > settings.max_hours * 3600
-            last = should_stop(state, stop.requested or out_of_time) or state.iteration == settings.max_iters
+            last = should_stop(state, stop.requested) or state.iteration == settings.max_iters
             if last or state.iteration % settings.iters_per_checkpoint == 0:
                 path, saved_at = validate_and_save(state, monitor), state.iteration
                 if last or state.schedule.is_exhausted:
@@ -529,32 +407,11 @@ def validate_and_save(state: State, monitor: Monitor) -> Path:
     is_best = state.iteration < state.config.settled_iteration or state.schedule.validated(
         measured[0]["validation/total"]
     )
-    path = state.folder / "checkpoints" / f"{state.iteration:08d}"
+    path = state.checkpoint
     if state.accelerator.is_main_process:
         path = save(state, measured[0], is_best)
     state.accelerator.wait_for_everyone()
     return path
-
-
-class Interrupt(contextlib.AbstractContextManager["Interrupt"]):
-    """Turns the first SIGINT or SIGTERM into a request to save and stop."""
-
-    def __init__(self) -> None:
-        self.requested = self.by_keyboard = False
-
-    def __enter__(self) -> "Interrupt":
-        self._previous = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _request(self, number: int, frame: object) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested, self.by_keyboard = True, number == signal.SIGINT
-        print("saving, then stopping; once more to stop at once", file=sys.stderr)
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

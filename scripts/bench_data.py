@@ -16,8 +16,8 @@ from bench_training import stepper, write_noise
 from flowtron.audio import AudioSettings
 from flowtron.config import TrainConfig
 from flowtron.data import Dataset, LengthBucketBatchSampler, SpeakerTable, make_loader, read_filelist
+from flowtron.run import mixed_precision
 from flowtron.text import Tokenizer
-from flowtron.train import mixed_precision
 
 UTTERANCES, BATCH = 64, 16
 

@@ -30,7 +30,8 @@ from flowtron.data import Batch, beta_binomial_prior
 from flowtron.model import build_model
 from flowtron.objective import Objective
 from flowtron.optim import build_optimizer
-from flowtron.train import mixed_precision, prepare, step, steps
+from flowtron.run import mixed_precision
+from flowtron.train import prepare, step, steps
 
 HERE = Path(__file__).resolve().parent
 FULL = ModelConfig()

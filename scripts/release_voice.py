@@ -13,8 +13,8 @@ import torch
 from flowtron.checkpoint import load_model, save_model
 from flowtron.config import DataConfig, TrainConfig
 from flowtron.errors import InputError
+from flowtron.run import checkpoints
 from flowtron.synthesizer import VOICES
-from flowtron.train import checkpoints
 
 # Where things lay on the machine of the training means nothing to who loads the voice.
 LOCAL_TRAIN = ("output_directory", "checkpoint_path", "warmstart_checkpoint_path")

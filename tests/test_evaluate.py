@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from flowtron.audio import AudioSettings
-from flowtron.evaluate import edits, interval, normalise, pitch, pitch_error, rate, warp
+from flowtron.evaluate import edits, interval, normalise, pitch, pitch_error, rate, transcribe, warp
 
 RATE = 22050
 
@@ -70,3 +71,13 @@ def test_warping_undoes_a_pause_and_pitch_error_is_the_difference():
     f0 = [pitch(wav, RATE) for wav in (first, second)]
     assert pitch_error(*f0, warped.path) == pytest.approx(10, abs=2)
     assert math.isnan(pitch_error(np.zeros(5), np.zeros(5), np.zeros((1, 2), dtype=int)))
+
+
+def test_listening_leaves_the_number_of_threads_alone():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        transcribe(np.zeros(8000, dtype=np.float32), 16000)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

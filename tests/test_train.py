@@ -10,14 +10,15 @@ import pytest
 import torch
 from training import Run, last_state, same, tiny_config, write_corpus
 
-from flowtron.checkpoint import load_model
+from flowtron.checkpoint import best_checkpoint, load_model
 from flowtron.config import TrainConfig
 from flowtron.data import Batch
 from flowtron.errors import InputError
 from flowtron.model import build_model
 from flowtron.objective import Objective
 from flowtron.optim import Average, Schedule, build_optimizer, skip_unless
-from flowtron.train import best_checkpoint, checkpoints, mixed_precision, prepare, step, steps, train, training_states
+from flowtron.run import checkpoints, mixed_precision, training_states
+from flowtron.train import prepare, step, steps, train
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -17,23 +17,21 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowtron.audio import AudioSettings, load_wav, log_mel
-from flowtron.checkpoint import VocoderFile, load_training_state, read_vocoder, save_training_state, save_vocoder
+from flowtron.checkpoint import VocoderFile, read_vocoder, save_vocoder
 from flowtron.config import Config
 from flowtron.data import FeatureCache, Utterance, read_filelist
 from flowtron.errors import InputError
 from flowtron.monitor import Monitor
 from flowtron.optim import Average, Schedule, build_optimizer
-from flowtron.tensorfile import replaced_file
+from flowtron.run import MAX_BAD_STEPS, Interrupt, Run, newest_state, start_processes
 from flowtron.vocoder.loading import build_vocoder_model, from_file, load_weights_into
 from flowtron.vocoder.objective import vocoder_objective
 from flowtron.warmstart import freeze_all_but
 
-MAX_BAD_STEPS = 10
 N_VALIDATION = 16  # segments
 N_SPOKEN = 2  # recordings to hear in the log
 SPOKEN_FRAMES = 172
@@ -132,37 +130,13 @@ class Segments:
         return torch.stack(wavs), torch.stack(mels)
 
 
-@dataclass
-class VocoderState:
+@dataclass(kw_only=True)
+class VocoderState(Run):
     """All that moves during training, and what it moves on."""
 
-    config: Config
-    accelerator: Accelerator
-    objective: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
-    average: Average | None
     training: Segments
     validation: Segments
     recordings: list[Path]
-    iteration: int = 0
-    bad_steps: int = 0
-
-    @property
-    def model(self) -> nn.Module:
-        """The bare network."""
-        model: nn.Module = self.accelerator.unwrap_model(self.objective).model
-        return model
-
-    @property
-    def best_model(self) -> nn.Module:
-        """The network with averaged weights, where there are any."""
-        return self.model if self.average is None else self.average.module
-
-    @property
-    def folder(self) -> Path:
-        """Where checkpoints and logs go."""
-        return Path(self.config.train.output_directory)
 
 
 def prepare(config: Config) -> VocoderState:
@@ -171,8 +145,6 @@ def prepare(config: Config) -> VocoderState:
     Raises:
         InputError: something that the config names is missing or does not fit.
     """
-    from flowtron.train import newest_state, start_processes
-
     train, vocoder = config.train, config.vocoder
     accelerator = start_processes(config)
     set_seed(train.seed)
@@ -193,13 +165,13 @@ def prepare(config: Config) -> VocoderState:
     average = Average(model, train.ema_decay).to(accelerator.device) if train.ema_decay else None
     objective, optimizer = accelerator.prepare(objective, optimizer)
     state = VocoderState(
-        config,
-        accelerator,
-        objective,
-        optimizer,
-        Schedule(optimizer, train),
-        average,
-        Segments(
+        config=config,
+        accelerator=accelerator,
+        objective=objective,
+        optimizer=optimizer,
+        schedule=Schedule(optimizer, train),
+        average=average,
+        training=Segments(
             training_files,
             settings,
             segment_frames,
@@ -207,32 +179,12 @@ def prepare(config: Config) -> VocoderState:
             vocoder.predicted_share,
             config.data.feature_cache_path,
         ),
-        Segments(validation_files, settings, segment_frames, cache=config.data.feature_cache_path),
-        [Path(utterance.path) for utterance in validation_files[:N_SPOKEN]],
+        validation=Segments(validation_files, settings, segment_frames, cache=config.data.feature_cache_path),
+        recordings=[Path(utterance.path) for utterance in validation_files[:N_SPOKEN]],
     )
     if saved is not None:
-        resume(state, saved)
+        state.resume(saved)
     return state
-
-
-def resume(state: VocoderState, path: Path) -> None:
-    """Go on from a training state.
-
-    Raises:
-        InputError: it is damaged or of another model.
-    """
-    saved = load_training_state(path)
-    try:
-        state.model.load_state_dict(saved["model"])
-        state.optimizer.load_state_dict(saved["optimizer"])
-        state.schedule.load_state_dict(saved["schedule"])
-        if state.average is not None and saved["average"] is not None:
-            state.average.load_state_dict(saved["average"])
-    except (KeyError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise InputError(f"{path}: a training state of another model ({reason}); go on with its own config.") from None
-    state.iteration = saved["iteration"]
-    state.accelerator.print(f"resumed from {path} at iteration {state.iteration}")
 
 
 def step(state: VocoderState) -> tuple[dict[str, float], float]:
@@ -254,7 +206,7 @@ def step(state: VocoderState) -> tuple[dict[str, float], float]:
     if finite:
         state.optimizer.step()
         if state.average is not None:
-            state.average.update(state.model)
+            state.average.update(state.trained)
     state.optimizer.zero_grad()
     state.bad_steps = 0 if finite else state.bad_steps + 1
     return {name: float(value.detach()) for name, value in losses.items()}, float(norm)
@@ -263,7 +215,7 @@ def step(state: VocoderState) -> tuple[dict[str, float], float]:
 def as_file(state: VocoderState) -> VocoderFile:
     """Return the vocoder as its folder will hold it."""
     vocoder = state.config.vocoder
-    weights = {name: value.detach().cpu().clone() for name, value in state.best_model.state_dict().items()}
+    weights = {name: value.detach().cpu().clone() for name, value in state.best_weights.state_dict().items()}
     # What the defaults are may change; what these weights are normalised by may not.
     architecture: dict[str, Any] = dict(vocoder.architecture)
     if any(name.endswith("weight_g") for name in weights):
@@ -275,7 +227,7 @@ def as_file(state: VocoderState) -> VocoderFile:
 def evaluate(state: VocoderState, monitor: Monitor) -> dict[str, float]:
     """Mean losses over fixed segments of the validation recordings; copy synthesis to hear beside the recordings."""
     config = state.config
-    objective = vocoder_objective(state.best_model, config.audio_settings(), config.train.sigma).eval()
+    objective = vocoder_objective(state.best_weights, config.audio_settings(), config.train.sigma).eval()
     torch.manual_seed(config.train.seed)
     wav, mel = state.validation.draw(random.Random(config.train.seed), N_VALIDATION)
     losses = objective(wav.to(state.accelerator.device), mel.to(state.accelerator.device))
@@ -296,29 +248,11 @@ def evaluate(state: VocoderState, monitor: Monitor) -> dict[str, float]:
 
 
 def save(state: VocoderState, is_best: bool) -> Path:
-    """Write the vocoder's folder and the state to go on with, and forget old ones."""
-    from flowtron.train import forget_old
-
-    path = state.folder / "checkpoints" / f"{state.iteration:08d}"
+    """Write the vocoder's folder and the state to go on with."""
     file = as_file(state)
-    save_vocoder(path, file.kind, file.architecture, file.state, file.audio, step=file.step)
-    if is_best:
-        with replaced_file(state.folder / "best") as note:
-            note.write(path.name.encode())
-    training_file = state.folder / "training" / f"{state.iteration:08d}.pt"
-    training_file.parent.mkdir(parents=True, exist_ok=True)
-    save_training_state(
-        training_file,
-        {
-            "iteration": state.iteration,
-            "model": state.model.state_dict(),
-            "optimizer": state.optimizer.state_dict(),
-            "schedule": state.schedule.state_dict(),
-            "average": None if state.average is None else state.average.state_dict(),
-        },
+    return state.save(
+        lambda path: save_vocoder(path, file.kind, file.architecture, file.state, file.audio, step=file.step), is_best
     )
-    forget_old(state.folder, state.config.train.keep_checkpoints)
-    return path
 
 
 def train_vocoder(config: Config) -> Path:
@@ -327,16 +261,12 @@ def train_vocoder(config: Config) -> Path:
     Raises:
         InputError: the config or the data cannot be used, or the loss stays infinite.
     """
-    from flowtron.train import Interrupt
-
     state = prepare(config)
     settings, accelerator = config.train, state.accelerator
     monitor = Monitor(config, accelerator.is_main_process, accelerator.num_processes, state.iteration)
-    started, path = time.monotonic(), state.folder
-    if state.iteration:
-        path = state.folder / "checkpoints" / f"{state.iteration:08d}"
+    path = state.checkpoint if state.iteration else state.folder
     mark = time.monotonic()
-    with monitor, Interrupt() as stop:
+    with monitor, Interrupt(settings.max_hours) as stop:
         while not settings.max_iters or state.iteration < settings.max_iters:
             losses, norm = step(state)
             state.iteration += 1
@@ -356,14 +286,15 @@ def train_vocoder(config: Config) -> Path:
                 print(
                     f"{state.iteration}  {parts}  |g| {norm:.2f}  {speed:.1f} x real time", file=sys.stderr, flush=True
                 )
-            out_of_time = settings.max_hours > 0 and time.monotonic() - started > settings.max_hours * 3600
-            last = stop.requested or out_of_time or state.iteration == settings.max_iters
+            last = stop.requested or state.iteration == settings.max_iters
             if last or state.iteration % settings.iters_per_checkpoint == 0:
-                path = state.folder / "checkpoints" / f"{state.iteration:08d}"
+                path = state.checkpoint
                 if accelerator.is_main_process:
                     is_best = state.schedule.validated(evaluate(state, monitor)["validation/total"])
                     save(state, is_best)
                 accelerator.wait_for_everyone()
                 if last or state.schedule.is_exhausted:
                     break
+    if stop.by_keyboard:
+        raise KeyboardInterrupt(f"saved {path}; the same command goes on")
     return path

@@ -1,0 +1,211 @@
+"""What every training has, of a model or a vocoder: its processes, its folder, how it stops and how it goes on."""
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import nn
+
+from flowtron.checkpoint import best_checkpoint, load_training_state, save_training_state
+from flowtron.config import Config, TrainConfig
+from flowtron.errors import InputError
+from flowtron.optim import Average, Schedule
+from flowtron.tensorfile import replaced_file
+
+MAX_BAD_STEPS = 10
+
+
+def mixed_precision(train: TrainConfig) -> str:
+    """Name accelerate's mode for the configured precision; log-determinants and softmax stay in float32 in all.
+
+    `fp16_run` asks for half precision where it is fast: bfloat16 on a GPU or CPU that has it, float16 on another GPU.
+
+    Raises:
+        InputError: float16 is asked of a CPU.
+    """
+    has_gpu = torch.cuda.is_available()
+    if train.precision == "float16" and not has_gpu:
+        raise InputError("train_config.precision is float16, which only GPUs train in; use bfloat16 or float32.")
+    if train.precision or not train.fp16_run:
+        return {"bfloat16": "bf16", "float16": "fp16"}.get(train.precision, "no")
+    if has_gpu:
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() else "no"
+
+
+def start_processes(config: Config) -> Accelerator:
+    """Join the other processes of the run, if torchrun started several."""
+    train, model = config.train, config.model
+    # In stages, and beside an aligner that rests, some weights have no gradient; otherwise nobody need look for them.
+    has_idle_weights = bool(model.aligner_dim or train.flow_start_iters or not train.gate_loss)
+    handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=has_idle_weights)]
+    has_gpu = torch.cuda.is_available()
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        backend = config.dist.dist_backend if has_gpu else "gloo"
+        # The others wait while the first process validates.
+        handlers.append(InitProcessGroupKwargs(backend=backend, timeout=timedelta(hours=2)))
+    # It is a global of accelerate's, and an earlier training in this process may have left another precision in it.
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(mixed_precision=mixed_precision(train), cpu=not has_gpu, kwargs_handlers=handlers)
+    if train.n_threads:
+        torch.set_num_threads(train.n_threads)
+    return accelerator
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first."""
+    return sorted(path for path in folder.glob("checkpoints/*") if path.name.isdigit())
+
+
+def training_states(folder: Path) -> list[Path]:
+    """Training states of a run, oldest first."""
+    return sorted(path for path in folder.glob("training/*.pt") if path.stem.isdigit())
+
+
+def newest_state(config: Config) -> Path | None:
+    """The training state to go on from: the newest of the output directory, else `checkpoint_path`, else None."""
+    files = training_states(Path(config.train.output_directory))
+    if files:
+        return files[-1]
+    return Path(config.train.checkpoint_path) if config.train.checkpoint_path else None
+
+
+def forget_old(folder: Path, keep: int) -> None:
+    """Delete all of a run but the newest checkpoints and the best, and what a kill left half-written."""
+    for path in checkpoints(folder)[:-keep]:
+        if path != best_checkpoint(folder):
+            shutil.rmtree(path)
+    for path in training_states(folder)[:-keep]:
+        path.unlink()
+    for path in [*folder.glob(".best.*"), *folder.glob("*/.*")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@dataclass(kw_only=True)
+class Run:
+    """All that moves during a training; `objective` is the network (`.model`) together with its losses."""
+
+    config: Config
+    accelerator: Accelerator
+    objective: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    average: Average | None
+    iteration: int = 0
+    bad_steps: int = 0
+
+    @property
+    def trained(self) -> nn.Module:
+        """The bare network with the weights being trained."""
+        model: nn.Module = self.accelerator.unwrap_model(self.objective).model
+        return model
+
+    @property
+    def best_weights(self) -> nn.Module:
+        """The network to use: with the averaged weights where there are any."""
+        return self.trained if self.average is None else self.average.module
+
+    @property
+    def folder(self) -> Path:
+        """Where checkpoints and logs go."""
+        return Path(self.config.train.output_directory)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The folder of this iteration's checkpoint."""
+        return self.folder / "checkpoints" / f"{self.iteration:08d}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to go on."""
+        return {
+            "iteration": self.iteration,
+            "bad_steps": self.bad_steps,
+            "model": self.trained.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave; a run that averages only now starts with the weights that it has."""
+        self.trained.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.average is not None:
+            if saved["average"] is None:
+                self.average.module.load_state_dict(saved["model"])
+            else:
+                self.average.load_state_dict(saved["average"])
+        self.schedule.load_state_dict(saved["schedule"])
+        self.iteration, self.bad_steps = saved["iteration"], saved["bad_steps"]
+
+    def resume(self, path: Path) -> None:
+        """Go on from a training state.
+
+        Raises:
+            InputError: it is damaged or of another model.
+        """
+        try:
+            self.load_state_dict(load_training_state(path))
+        except (KeyError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise InputError(
+                f"{path}: a training state of another model or optimizer ({reason}); go on with its own config, or "
+                "start anew with train_config.warmstart_checkpoint_path and another output_directory."
+            ) from None
+        self.accelerator.print(f"resumed from {path} at iteration {self.iteration}")
+
+    def save(self, write_checkpoint: Callable[[Path], object], is_best: bool) -> Path:
+        """Write a checkpoint with the state to go on from, forget old ones, and return the checkpoint's folder.
+
+        The training state comes last and is what a run goes on from: whatever a kill leaves unfinished before it is
+        written again, the same, by the run that goes on from the state before.
+        """
+        path = self.checkpoint
+        write_checkpoint(path)
+        if is_best:
+            with replaced_file(self.folder / "best") as note:
+                note.write(path.name.encode())
+        training_file = self.folder / "training" / f"{self.iteration:08d}.pt"
+        training_file.parent.mkdir(parents=True, exist_ok=True)
+        save_training_state(training_file, self.state_dict())
+        forget_old(self.folder, self.config.train.keep_checkpoints)
+        return path
+
+
+class Interrupt(contextlib.AbstractContextManager["Interrupt"]):
+    """Asks a training to save and stop: at the first SIGINT or SIGTERM, or when its hours are over."""
+
+    def __init__(self, max_hours: float = 0.0) -> None:
+        self.by_signal = self.by_keyboard = False
+        self._deadline = time.monotonic() + max_hours * 3600 if max_hours > 0 else float("inf")
+
+    @property
+    def requested(self) -> bool:
+        """Whether to save and stop."""
+        return self.by_signal or time.monotonic() > self._deadline
+
+    def __enter__(self) -> "Interrupt":
+        self._previous = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _request(self, number: int, frame: object) -> None:
+        if self.by_signal:
+            raise KeyboardInterrupt
+        self.by_signal, self.by_keyboard = True, number == signal.SIGINT
+        print("saving, then stopping; once more to stop at once", file=sys.stderr)
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
