@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from flowtron.audio import AudioSettings
 from flowtron.config import Config, parse_config
 from flowtron.errors import InputError
-from flowtron.model import Flowtron, build_model
+from flowtron.model import AcousticModel, build_any
 from flowtron.tensorfile import brief, pack, read_json, read_tensors, replace_folder, replaced_file
 from flowtron.torchfile import check_archive
 
@@ -35,7 +35,7 @@ VOCODER_DESCRIPTION, VOCODER_WEIGHTS = "vocoder.json", "vocoder.safetensors"
 class LoadedModel:
     """A checkpoint: the model in evaluation mode, and what belongs to it."""
 
-    model: Flowtron
+    model: AcousticModel
     config: Config
     symbols: list[str]
     speakers: list[str]
@@ -78,7 +78,7 @@ def save_model(
 
     Args:
         folder: to write.
-        model: a Flowtron as `config.model` describes it.
+        model: as `config.model` describes it.
         config: how it was made.
         symbols: the symbol set, one for each row of the embedding.
         speakers: names in order of their rows; none when they are not known.
@@ -93,7 +93,7 @@ def save_model(
     folder = Path(folder)
     weights = pack(model.state_dict(), dtype)
     description = {
-        "kind": "flowtron",
+        "kind": config.model.kind,
         "step": step,
         "metrics": {name: value if math.isfinite(value) else None for name, value in (metrics or {}).items()},
         "speakers": list(speakers),
@@ -184,7 +184,7 @@ class ShapesOnly(TorchFunctionMode):
         return function(*args, **{**(kwargs or {}), **({"device": "cpu"} if name in self.INDICES else {})})
 
 
-def fill(config: Config, state: Mapping[str, Tensor], origin: Path) -> Flowtron:
+def fill(config: Config, state: Mapping[str, Tensor], origin: Path) -> AcousticModel:
     """Build the model of a config with the given weights, after checking that each fits.
 
     Raises:
@@ -195,7 +195,7 @@ def fill(config: Config, state: Mapping[str, Tensor], origin: Path) -> Flowtron:
         raise InputError(f"{origin}: {len(state)} weights are too few for its n_flows or n_lstm_layers; get it anew.")
     try:
         with torch.device("meta"), ShapesOnly():
-            model = build_model(config.model)
+            model = build_any(config.model)
     except (RuntimeError, TypeError, OverflowError) as error:
         raise InputError(f"{origin}: no model has such sizes ({brief(error)}); get it anew.") from None
     expected = model.state_dict()
@@ -223,7 +223,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedMo
     """
     folder = Path(path)
     description = read_description(folder)
-    if description["kind"] != "flowtron":
+    if not description["config"]:
         raise InputError(f"{folder}: weights of a {description['kind']} to start training from, not a voice.")
     config = parse_config(description["config"], str(folder / DESCRIPTION))
     if len(description["symbols"]) not in (0, config.model.n_text):

@@ -28,8 +28,9 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """What the network is (`model_config`). Widths are channels; defaults are the original's."""
 
+    kind: Literal["flowtron", "tacotron2"] = Field("flowtron", description="the baseline has keys of its own, below")
     n_speakers: int = Field(1, ge=1, description="rows of the speaker table; at least the speakers of the data")
-    n_speaker_dim: int = Field(128, ge=1)
+    n_speaker_dim: int = Field(128, ge=0, description="0 leaves the speaker out, in a Tacotron 2 alone")
     n_text: int = Field(185, ge=1, description="number of symbols")
     n_text_dim: int = Field(512, ge=2)
     n_flows: int = Field(2, ge=1, description="steps of flow; odd ones run backward in time")
@@ -50,6 +51,11 @@ class ModelConfig(Section):
     text_dropout: float = Field(0.5, ge=0, lt=1, description="dropout after each convolution of the text encoder")
     aligner_dim: int = Field(0, ge=0, description="channels of the aligner and duration predictor; 0 leaves them out")
     symbols: list[str] | None = Field(None, description="the symbol set; the original's 185 when absent")
+    prenet_dim: int = Field(256, ge=1, description="Tacotron 2: channels of the pre-net")
+    postnet_dim: int = Field(512, ge=1, description="Tacotron 2: channels of the post-net")
+    n_location_filters: int = Field(32, ge=1, description="Tacotron 2: filters of location-sensitive attention")
+    location_kernel_size: int = Field(31, ge=1, description="Tacotron 2: tokens that each filter sees; an odd number")
+    n_frames_per_step: int = Field(1, ge=1, description="Tacotron 2: frames that a step of the decoder makes")
 
     @field_validator("n_text_dim", "mel_encoder_n_hidden")
     @classmethod
@@ -57,6 +63,19 @@ class ModelConfig(Section):
         if width % 2:
             raise ValueError("half of it goes to each direction of an LSTM, so give an even number")
         return width
+
+    @field_validator("location_kernel_size")
+    @classmethod
+    def _is_odd(cls, size: int) -> int:
+        if size % 2 == 0:
+            raise ValueError("a filter is centred on a token, so give an odd number")
+        return size
+
+    @model_validator(mode="after")
+    def _has_speakers(self) -> "ModelConfig":
+        if self.kind == "flowtron" and self.n_speaker_dim < 1:
+            raise ValueError(f"n_speaker_dim is {self.n_speaker_dim}, but a Flowtron needs at least 1")
+        return self
 
     @property
     def is_mixture(self) -> bool:

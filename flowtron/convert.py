@@ -28,10 +28,18 @@ from flowtron.checkpoint import (
 from flowtron.config import SECTIONS, Config, parse_config
 from flowtron.errors import InputError
 from flowtron.foreign import TITLES, Foreign, hifigan_architecture, read_foreign, waveglow_architecture
-from flowtron.names import OWN_PARTS, architecture_of, from_original, from_tacotron2, to_original
+from flowtron.names import (
+    OWN_PARTS,
+    architecture_of,
+    from_original,
+    from_tacotron2,
+    to_original,
+    whole_tacotron2,
+)
 from flowtron.optim import build_optimizer
 from flowtron.tensorfile import brief, pack, read_json, read_tensors, replaced_file
 from flowtron.text import SYMBOLS
+from flowtron.text.symbols import TACOTRON2_SYMBOLS
 
 TRAINING = "training.pt"
 # Keys of audio settings: ours, the original's data_config, HiFi-GAN's config.
@@ -191,6 +199,16 @@ def _our_names(state: Mapping[str, Tensor]) -> list[str]:
 
 
 def _write_tacotron2(foreign: Foreign, folder: Path, values: Mapping[str, Any], origin: str) -> list[str]:
+    whole = whole_tacotron2(foreign.state)
+    if whole is not None and whole[0]["n_text"] == len(TACOTRON2_SYMBOLS):
+        shown, state = whole
+        sections = {"model_config": {**shown, "symbols": list(TACOTRON2_SYMBOLS)}}
+        config = parse_config(sections, origin)
+        model = fill(config, state, foreign.path)
+        _, assumed = _audio({}, origin, shown["n_mel_channels"])
+        notes = [*assumed, f"assumed: the {len(TACOTRON2_SYMBOLS)} symbols of the published checkpoints"]
+        save_model(folder, model, config, symbols=TACOTRON2_SYMBOLS, speakers=[], step=foreign.iteration, notes=notes)
+        return notes
     n_symbols = len(from_tacotron2(foreign.state)["text_encoder.embedding.weight"])
     notes = [
         "to start training from: the text encoder goes into a Flowtron with train_config.warmstart_checkpoint_path",
@@ -249,11 +267,15 @@ def flowtron_weights(path: Path) -> dict[str, Tensor]:
     if path.is_dir():
         description = read_description(path)
         kind, state = description["kind"], read_weights(path, description)
-        return from_tacotron2(state) if kind == "tacotron2" else state
+        return from_tacotron2(state) if kind == "tacotron2" and not description["config"] else state
     foreign = read_foreign(path)
     if foreign.kind not in ("flowtron", "tacotron2"):
         raise InputError(f"{path}: a {TITLES[foreign.kind]}, which has no weights of a Flowtron; name another file.")
-    state = from_tacotron2(foreign.state) if foreign.kind == "tacotron2" else from_original(foreign.state)
+    if foreign.kind == "tacotron2":
+        whole = whole_tacotron2(foreign.state)
+        state = from_tacotron2(foreign.state) if whole is None else whole[1]
+    else:
+        state = from_original(foreign.state)
     return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
 
 
@@ -317,7 +339,7 @@ def describe(path: Path) -> str:
     description = read_description(path)
     state = read_tensors(path / WEIGHTS, str(description["weights"].get("sha256")))
     title = f"{path}: {TITLES[description['kind']]}, format version {description['format_version']}"
-    if description["kind"] == "tacotron2":
+    if not description["config"]:
         rows = {"weights": _size(state), "step": description["step"], "notes": "; ".join(description.get("notes", []))}
         return _table(title, rows)
     config = parse_config(description["config"], str(path / DESCRIPTION))

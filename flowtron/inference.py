@@ -22,11 +22,12 @@ from flowtron.alignment import AlignmentReport, alignment_report
 from flowtron.errors import InputError
 from flowtron.kernels.step import is_available
 from flowtron.kernels.step_weights import LANES, StepWeights
-from flowtron.model import Flowtron, FlowtronSample
+from flowtron.model import AcousticModel, Flowtron, FlowtronSample, Tacotron2
 from flowtron.model.aligner import monotonic_durations, path_prior
 from flowtron.model.attention import AttentionWindow
 from flowtron.model.flow import AffineFlow, TimeReversed, reverse_frames
 from flowtron.model.prior import Mixture, sample_mixture
+from flowtron.model.tacotron2 import PRENET_DROPOUT
 
 NOISE_BLOCK_FRAMES = 64
 WINDOW = AttentionWindow()
@@ -53,7 +54,7 @@ class SamplingOptions:
     that ends an utterance. guided: keep the attention near the path of predicted durations or, for a model that has
     none, in a monotonic window; False is the original's behaviour. max_frames: limit where durations do not set the
     length; None estimates it from the text. path_width: softness of the path in frames. window: of models without
-    durations.
+    durations. prenet_dropout: of a Tacotron 2, in place of sigma, which it has not.
     """
 
     sigma: float = 0.667
@@ -65,6 +66,7 @@ class SamplingOptions:
     max_frames: int | None = None
     path_width: float = 3.0
     window: AttentionWindow = WINDOW
+    prenet_dropout: float = PRENET_DROPOUT
 
     def __post_init__(self) -> None:
         """Refuse values that no speech comes of.
@@ -109,7 +111,7 @@ ENGINES = ("auto", "kernel", "torch")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
-def pack_weights(model: Flowtron, engine: str = "auto", dtype: str = "float32") -> list[StepWeights] | None:
+def pack_weights(model: AcousticModel, engine: str = "auto", dtype: str = "float32") -> list[StepWeights] | None:
     """Choose what computes the frames, once per model.
 
     Args:
@@ -133,12 +135,14 @@ def pack_weights(model: Flowtron, engine: str = "auto", dtype: str = "float32") 
         if dtype != "float32":
             raise InputError(f"the torch engine computes in float32, not {dtype}; use the engine 'kernel' for it.")
         return None
-    if reason:
+    if reason or isinstance(model, Tacotron2):
         raise InputError(f"the compiled kernel cannot run this model, because {reason}; use the engine 'torch'.")
     return model.pack(DTYPES[dtype])
 
 
-def _why_no_kernel(model: Flowtron) -> str | None:
+def _why_no_kernel(model: AcousticModel) -> str | None:
+    if isinstance(model, Tacotron2):
+        return "it is a Tacotron 2"
     first = next(model.parameters())
     flow = model.flows[0]
     assert isinstance(flow, AffineFlow | TimeReversed)
@@ -236,7 +240,7 @@ def rescale_durations(durations: Tensor, rate: float) -> Tensor:
 
 @torch.inference_mode()
 def synthesize_mels(
-    model: Flowtron,
+    model: AcousticModel,
     utterances: Sequence[Utterance],
     options: SamplingOptions = SamplingOptions(),
     z: Sequence[Latent] | None = None,
@@ -256,7 +260,14 @@ def synthesize_mels(
         attention: one (B, T_mel, T_text) per step of flow to use in place of computed ones.
         weights: from `pack_weights`, for the compiled kernel; None computes in torch.
         durations: (T_text,) in frames to use in place of predicted ones, one per utterance.
+
+    Raises:
+        InputError: a Tacotron 2 is given what only a Flowtron takes.
     """
+    if isinstance(model, Tacotron2):
+        if z is not None or attention is not None or durations is not None or options.rate != 1.0:
+            raise InputError("a Tacotron 2 takes no z, attention, durations or rate; name a Flowtron's checkpoint.")
+        return _speak_with_tacotron2(model, utterances, options)
     device = next(model.parameters()).device
     tokens, token_lengths = pad_tokens([u.tokens for u in utterances], device)
     path = None
@@ -309,6 +320,35 @@ def synthesize_mels(
         mean = torch.stack(sample.attention).mean(0).clamp(min=1e-8).log()
         path = monotonic_durations(mean, sample.mel_lengths, token_lengths)
     return _split(model, sample, token_lengths, path, latent, lengths)
+
+
+def _speak_with_tacotron2(
+    model: Tacotron2, utterances: Sequence[Utterance], options: SamplingOptions
+) -> list[Synthesized]:
+    device = next(model.parameters()).device
+    tokens, token_lengths = pad_tokens([u.tokens for u in utterances], device)
+    window = options.window
+    patience, tail = (-(-n // model.frames_per_step) for n in (window.patience_frames, window.tail_frames))
+    output = model.infer(
+        tokens,
+        token_lengths,
+        torch.tensor([u.speaker_id for u in utterances], device=device),
+        [u.seed for u in utterances],
+        options.max_frames or FRAMES_AT_LEAST + FRAMES_PER_TOKEN * int(token_lengths.max()),
+        options.gate_threshold,
+        options.prenet_dropout,
+        window._replace(patience_frames=patience, tail_frames=tail) if options.guided else None,
+    )
+    (attention,) = output.attention
+    path = monotonic_durations(attention.clamp(min=1e-8).log(), output.mel_lengths, token_lengths)
+    results = []
+    for b, (T, N) in enumerate(zip(output.mel_lengths.tolist(), token_lengths.tolist())):
+        each = attention[b, :T, :N].cpu()
+        no_z = each.new_zeros(0, T)
+        results.append(
+            Synthesized(output.mel[b, :, :T].cpu(), each[None], path[b, :N].cpu(), no_z, alignment_report(each))
+        )
+    return results
 
 
 def _latent(

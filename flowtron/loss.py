@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from flowtron.model.encoder import length_mask
 from flowtron.model.flow import FlowAux
 from flowtron.model.flowtron import FlowtronOutput
+from flowtron.model.tacotron2 import Tacotron2Output
 
 HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)  # nats per dimension that the likelihoods below leave out
 
@@ -57,6 +58,19 @@ def gate_loss(gate_logits: Tensor, mel_lengths: Tensor, positive_weight: float =
     weight = torch.as_tensor(positive_weight, dtype=gate_logits.dtype, device=gate_logits.device)
     each = F.binary_cross_entropy_with_logits(gate_logits, target, pos_weight=weight, reduction="none")
     return (each * length_mask(mel_lengths, gate_logits.shape[1])).sum() / mel_lengths.sum()
+
+
+def frame_errors(output: Tacotron2Output, mel: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean squared errors before and after a Tacotron 2's post-net, over valid frames and channels.
+
+    Args:
+        output: of teacher forcing.
+        mel: (B, D, T_mel) true frames.
+    """
+    mask = length_mask(output.mel_lengths, mel.shape[2])[:, None]
+    count = mask.sum() * mel.shape[1]
+    before, after = (((x - mel).square() * mask).sum() / count for x in (output.mel_before, output.mel))
+    return before, after
 
 
 def alignment_nats(

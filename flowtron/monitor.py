@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from flowtron.alignment import AlignmentReport, alignment_report
@@ -16,8 +16,8 @@ from flowtron.data import Batch, Dataset, SpeakerTable, collate_batch
 from flowtron.errors import InputError
 from flowtron.inference import SamplingOptions, Synthesized, Utterance, synthesize_mels
 from flowtron.loss import nats_per_dim
-from flowtron.model import Flowtron, FlowtronOutput
-from flowtron.objective import Losses, Objective
+from flowtron.model import AcousticModel, FlowtronOutput, Tacotron2Output
+from flowtron.objective import Losses, build_objective
 from flowtron.plots import attention_figure, gate_figure, mel_figure
 from flowtron.text import Tokenizer
 from flowtron.vocoder import load_vocoder
@@ -116,7 +116,7 @@ def _validation_batches(dataset: Dataset, batch_size: int) -> list[Batch]:
 
 @torch.no_grad()
 def validation_losses(
-    objective: Objective, dataset: Dataset, iteration: int, batch_size: int, device: torch.device
+    objective: nn.Module, dataset: Dataset, iteration: int, batch_size: int, device: torch.device
 ) -> tuple[dict[str, float], tuple[Batch, Losses]]:
     """Mean losses over the validation data, and the last batch with its losses, to draw."""
     totals: dict[str, float] = {}
@@ -132,7 +132,7 @@ def validation_losses(
 
 
 def speak_sentences(
-    model: Flowtron, tokenizer: Tokenizer, sentences: list[str], n_speakers: int
+    model: AcousticModel, tokenizer: Tokenizer, sentences: list[str], n_speakers: int
 ) -> list[tuple[str, int, Synthesized]]:
     """Synthesise fixed sentences with every speaker (at most four), with fixed seeds."""
     asked = [(sentence, speaker) for speaker in range(min(4, n_speakers)) for sentence in sentences]
@@ -165,16 +165,17 @@ def alignment_warning(metrics: dict[str, float], iteration: int, config: Config)
         return None
     remedies = []
     if not model.aligner_dim:
-        remedies.append("an aligner (model_config.aligner_dim=96, train_config.aligner_iters=800)")
+        if model.kind == "flowtron":
+            remedies.append("an aligner (model_config.aligner_dim=96, train_config.aligner_iters=800)")
         if config.data.use_attn_prior and train.attn_prior_full_iters:
             remedies.append("a longer prior (train_config.attn_prior_full_iters)")
         elif not config.data.use_attn_prior:
             remedies.append("the prior (data_config.use_attn_prior=true)")
-        if not train.use_ctc_loss:
+        if not train.use_ctc_loss and model.kind == "flowtron":
             remedies.append("the CTC loss (train_config.use_ctc_loss=true)")
-    if model.n_flows > 1 and not train.flow_start_iters:
+    if model.kind == "flowtron" and model.n_flows > 1 and not train.flow_start_iters:
         remedies.append("one step of flow after the other (train_config.flow_start_iters)")
-    if shares["teacher_forced"] >= ALIGNED_SHARE or not remedies:
+    if model.kind == "flowtron" and (shares["teacher_forced"] >= ALIGNED_SHARE or not remedies):
         remedies.append("noise on the frames that the model sees (train_config.input_noise=0.1 or input_dropout=0.1)")
     remedies.append("sound trimmed of silence (data_config.trim_db=40)")
     return (
@@ -188,18 +189,22 @@ def largest_log_scale(output: FlowtronOutput) -> float:
     return max(float(step.log_scale.abs().max()) for step in output.steps if step.log_scale is not None)
 
 
-def _draw_batch(monitor: Monitor, batch: Batch, output: FlowtronOutput, iteration: int) -> list[AlignmentReport]:
+def _draw_batch(
+    monitor: Monitor, batch: Batch, output: FlowtronOutput | Tacotron2Output, iteration: int
+) -> list[AlignmentReport]:
+    attention = output.attention
     reports = [
-        alignment_report(step.attention[b, :T, :N].float())
-        for step in output.steps
+        alignment_report(matrix[b, :T, :N].float())
+        for matrix in attention
         for b, (T, N) in enumerate(zip(batch.n_frames, batch.n_tokens))
     ]
     if (writer := monitor.writer) is not None:
         T, N = batch.n_frames[0], batch.n_tokens[0]
-        titles = [f"step {k}, teacher-forced" for k in range(len(output.steps))]
-        figure = attention_figure([step.attention[0, :T, :N] for step in output.steps], titles)
+        titles = [f"step {k}, teacher-forced" for k in range(len(attention))]
+        figure = attention_figure([matrix[0, :T, :N] for matrix in attention], titles)
         writer.add_figure("validation/attention", figure, iteration)
-        writer.add_figure("validation/z", mel_figure([output.z[0, :, :T]], ["z"]), iteration)
+        if isinstance(output, FlowtronOutput):
+            writer.add_figure("validation/z", mel_figure([output.z[0, :, :T]], ["z"]), iteration)
         if output.gate_logits is not None:
             writer.add_figure("validation/gate", gate_figure(output.gate_logits[0, :T]), iteration)
     return reports
@@ -221,7 +226,7 @@ def word_error_rate(spoken: list[tuple[str, int, Synthesized]], settings: AudioS
 
 @torch.no_grad()
 def evaluate(
-    voice: Flowtron,
+    voice: AcousticModel,
     dataset: Dataset,
     tokenizer: Tokenizer,
     speakers: SpeakerTable,
@@ -236,12 +241,13 @@ def evaluate(
     was_training = voice.training
     voice.eval()
     device = next(voice.parameters()).device
-    data, train = config.data, config.train
-    objective = Objective(voice, train, data.betab_scaling_factor, data.use_attn_prior, data.attn_prior_threshold)
+    train = config.train
+    objective = build_objective(voice, train, config.data)
     metrics, (batch, losses) = validation_losses(objective.eval(), dataset, iteration, train.batch_size, device)
-    if losses.output is not None:
+    if isinstance(losses.output, FlowtronOutput):
         metrics["validation/nats_per_dim"] = monitor.nats(metrics["validation/nll"])
         metrics["validation/log_scale_largest"] = largest_log_scale(losses.output)
+    if losses.output is not None:
         metrics |= alignment_scalars(_draw_batch(monitor, batch, losses.output, iteration), "teacher_forced")
     if train.eval_sentences and iteration >= max([train.aligner_iters, *train.flow_start_iters]):
         spoken = speak_sentences(voice, tokenizer, train.eval_sentences, len(speakers))
@@ -258,7 +264,7 @@ def evaluate(
     return metrics
 
 
-def _log_prediction(monitor: Monitor, voice: Flowtron, batch: Batch, iteration: int) -> None:
+def _log_prediction(monitor: Monitor, voice: AcousticModel, batch: Batch, iteration: int) -> None:
     """Draw a validation utterance beside what the model makes of its text."""
     if monitor.writer is None:
         return

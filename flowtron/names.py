@@ -47,6 +47,21 @@ TABLE = [
     *((f"flows.#.ar_step.{theirs}", f"flows.#.flow.conditioner.{ours}") for theirs, ours in STEP),
     *((f"flows.#.{theirs}", f"flows.#.conditioner.{ours}") for theirs, ours in STEP),
 ]
+# Tacotron 2's parts beside its text encoder, which is named as Flowtron's.
+TACOTRON2_TABLE = [
+    ("decoder.prenet.layers.#.linear_layer.", "prenet.layers.#."),
+    ("decoder.attention_rnn.", "attention_lstm."),
+    ("decoder.decoder_rnn.", "decoder_lstm."),
+    ("decoder.attention_layer.query_layer.linear_layer.", "attention.query."),
+    ("decoder.attention_layer.memory_layer.linear_layer.", "attention.key."),
+    ("decoder.attention_layer.v.linear_layer.", "attention.score."),
+    ("decoder.attention_layer.location_layer.location_conv.conv.", "attention.filters."),
+    ("decoder.attention_layer.location_layer.location_dense.linear_layer.", "attention.location."),
+    ("decoder.linear_projection.linear_layer.", "projection."),
+    ("decoder.gate_layer.linear_layer.", "gate."),
+    ("postnet.convolutions.#.0.conv.", "postnet.convs.#."),
+    ("postnet.convolutions.#.1.", "postnet.norms.#."),
+]
 ALIASES = {
     "attn_cond_layer.conv_layers.0.conv.": "attn_cond_layer.location_conv_hidden.conv.",
     "attn_cond_layer.conv_layers.2.conv.": "attn_cond_layer.location_conv_out.conv.",
@@ -67,6 +82,7 @@ def _rules(pairs: list[tuple[str, str]]) -> list[tuple[re.Pattern[str], str]]:
 
 
 IMPORT = _rules(TABLE)
+IMPORT_TACOTRON2 = _rules([*TACOTRON2_TABLE, *TABLE])
 EXPORT = _rules([(ours, theirs) for theirs, ours in TABLE])
 
 
@@ -107,6 +123,49 @@ def from_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise InputError(f"weight '{name}' differs from its other name's; the checkpoint is damaged, get it anew.")
         renamed[ours] = value
     return renamed
+
+
+def whole_tacotron2(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Rename all weights of a Tacotron 2 to ours, no value changed, and read its `model_config` off them.
+
+    Returns:
+        Both, or None for one that is not whole or has parts that are not known here, such as style tokens.
+    """
+    renamed = {_renamed(name, IMPORT_TACOTRON2): value for name, value in state.items()}
+    ours = {name: value for name, value in renamed.items() if name is not None}
+    shown = _tacotron2_architecture(ours)
+    return None if shown is None or len(ours) < len(state) else (shown, ours)
+
+
+def _tacotron2_architecture(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+
+    def shape(name: str, dimensions: int) -> tuple[int, ...]:
+        found = tuple(state[name].shape) if name in state else ()
+        return found if len(found) == dimensions else (0,) * dimensions
+
+    symbols, text = shape("text_encoder.embedding.weight", 2)
+    prenet, seen = shape("prenet.layers.0.weight", 2)
+    attention, hidden = shape("attention.query.weight", 2)
+    filters, _, kernel = shape("attention.filters.weight", 3)
+    postnet, mels, _ = shape("postnet.convs.0.weight", 3)
+    if not all((symbols, text, prenet, seen, attention, hidden, filters, kernel, postnet, mels)) or seen % mels:
+        return None
+    speakers, speaker = shape("speaker_embedding.weight", 2)
+    return {
+        "kind": "tacotron2",
+        "n_speakers": max(1, speakers),
+        "n_speaker_dim": speaker,
+        "n_text": symbols,
+        "n_text_dim": text,
+        "n_mel_channels": mels,
+        "n_attn_channels": attention,
+        "n_hidden": hidden,
+        "prenet_dim": prenet,
+        "postnet_dim": postnet,
+        "n_location_filters": filters,
+        "location_kernel_size": kernel,
+        "n_frames_per_step": seen // mels,
+    }
 
 
 def from_tacotron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flowtron.config import TrainConfig
+from flowtron.config import DataConfig, TrainConfig
 from flowtron.data import Batch, beta_binomial_prior
-from flowtron.loss import attention_ctc_loss, forward_sum_loss, gate_loss, nll_loss
-from flowtron.model import Flowtron, FlowtronOutput
+from flowtron.loss import attention_ctc_loss, forward_sum_loss, frame_errors, gate_loss, nll_loss
+from flowtron.model import AcousticModel, Flowtron, FlowtronOutput, Tacotron2, Tacotron2Output
 from flowtron.model.aligner import monotonic_durations, path_prior
 from flowtron.model.flow import FlowAux
 
@@ -28,19 +28,27 @@ def beta_binomial_priors(
 
 
 class Losses(NamedTuple):
-    """total: what is minimised. named: each part by the log's key. output: of the flows, or None before they start.
+    """total: what is minimised. named: each part by the log's key. output: None before the steps of flow start.
 
     Only `total` carries gradients.
     """
 
     total: Tensor
     named: dict[str, Tensor]
-    output: FlowtronOutput | None
+    output: FlowtronOutput | Tacotron2Output | None
 
 
 def counts(batch: Batch) -> list[int]:
     """What the losses are means over: frames, utterances and tokens of a batch."""
     return [sum(batch.n_frames), len(batch.n_frames), sum(batch.n_tokens)]
+
+
+def guidance(config: TrainConfig, iteration: int) -> float:
+    """Share of the help with the alignment that remains: 1, then falling to 0 where a fade is configured."""
+    if not config.attn_prior_full_iters:
+        return 1.0
+    past = iteration - config.attn_prior_full_iters
+    return float(min(1.0, max(0.0, 1 - past / max(1, config.attn_prior_fade_iters))))
 
 
 class Objective(nn.Module):
@@ -69,12 +77,8 @@ class Objective(nn.Module):
         return max(1, sum(1 for k in range(len(self.model.flows)) if k >= len(starts) or iteration >= starts[k]))
 
     def guidance(self, iteration: int) -> float:
-        """Share of the help with the alignment that remains: 1, then falling to 0 where a fade is configured."""
-        config = self.config
-        if not config.attn_prior_full_iters:
-            return 1.0
-        past = iteration - config.attn_prior_full_iters
-        return float(min(1.0, max(0.0, 1 - past / max(1, config.attn_prior_fade_iters))))
+        """Share of the help with the alignment that remains."""
+        return guidance(self.config, iteration)
 
     def ctc_weight(self, iteration: int) -> float:
         """Weight of the CTC loss of attention."""
@@ -173,3 +177,64 @@ def _detached(output: FlowtronOutput) -> FlowtronOutput:
     gate_logits = None if output.gate_logits is None else output.gate_logits.detach()
     mixture = None if output.mixture is None else type(output.mixture)(*(part.detach() for part in output.mixture))
     return FlowtronOutput(output.z.detach(), output.log_det.detach(), steps, gate_logits, mixture, output.mel_lengths)
+
+
+class Tacotron2Objective(nn.Module):
+    """A Tacotron 2 together with its losses: squared errors before and after the post-net, and the gate.
+
+    Its attention may be helped as a Flowtron's is, by the beta-binomial prior, which fades out.
+    """
+
+    def __init__(
+        self,
+        model: Tacotron2,
+        config: TrainConfig,
+        scaling_factor: float = 1.0,
+        use_prior: bool = True,
+        threshold: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        self.scaling_factor, self.use_prior, self.threshold = scaling_factor, use_prior, threshold
+
+    def _prior(self, batch: Batch, iteration: int) -> Tensor | None:
+        weight = guidance(self.config, iteration) if self.use_prior else 0.0
+        if weight == 0:
+            return None
+        steps = [-(-n // self.model.frames_per_step) for n in batch.n_frames]
+        prior = beta_binomial_priors(steps, batch.n_tokens, self.scaling_factor, batch.mel.device)
+        return prior.masked_fill(prior < self.threshold, 0.0) ** weight
+
+    def forward(self, batch: Batch, iteration: int, shares: Tensor | None = None) -> Losses:
+        """Compute the losses of a batch at an iteration; arguments as in `Objective.forward`."""
+        config = self.config
+        by_frame = 1.0 if shares is None else shares[0]
+        output: Tacotron2Output = self.model(
+            batch.mel,
+            batch.mel_lengths,
+            batch.tokens,
+            batch.token_lengths,
+            batch.speaker_id,
+            attention_prior=self._prior(batch, iteration),
+        )
+        before, after = frame_errors(output, batch.mel)
+        named = {"mel_before": by_frame * before, "mel": by_frame * after}
+        if config.gate_loss:
+            n_steps = -(-batch.mel_lengths // self.model.frames_per_step)
+            named["gate"] = by_frame * gate_loss(output.gate_logits, n_steps, config.gate_positive_weight)
+        total = torch.stack(list(named.values())).sum()
+        detached = Tacotron2Output(
+            output.mel_before.detach(),
+            output.mel.detach(),
+            output.gate_logits.detach(),
+            output.step_attention.detach(),
+            output.mel_lengths,
+            output.frames_per_step,
+        )
+        return Losses(total, {key: value.detach() for key, value in named.items()}, detached)
+
+
+def build_objective(model: AcousticModel, train: TrainConfig, data: DataConfig) -> Objective | Tacotron2Objective:
+    """Put a model together with the losses of its kind."""
+    arguments = train, data.betab_scaling_factor, data.use_attn_prior, data.attn_prior_threshold
+    return Tacotron2Objective(model, *arguments) if isinstance(model, Tacotron2) else Objective(model, *arguments)

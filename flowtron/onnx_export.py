@@ -241,6 +241,8 @@ def export_onnx(source: str | Path, target: str | Path) -> Path:
         raise InputError("export to ONNX needs the package onnx; run pip install 'flowtron[onnx]'.") from None
     loaded = load_model(source)
     model, folder = loaded.model.eval(), Path(target)
+    if not isinstance(model, Flowtron):
+        raise InputError(f"{source}: a Tacotron 2, which is not exported; name a Flowtron's checkpoint.")
     conditioners = _conditioners(model)
     if conditioners[0].location is not None:
         raise InputError(f"{source}: its attention is location-sensitive, which is not exported; use torch for it.")

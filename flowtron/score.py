@@ -103,7 +103,7 @@ def alignment_costs(
     voice: Synthesizer, mels: Sequence[Tensor], texts: Sequence[list[int]], ids: Sequence[int]
 ) -> Tensor:
     """Nats per token (B,) that the aligner needs to walk through each text along its mel, over all paths."""
-    model = voice.model
+    model = voice.flowtron
     assert model.aligner is not None
     device = next(model.parameters()).device
     tokens, token_lengths = pad_tokens(texts, device)
@@ -130,7 +130,7 @@ def doubts(
     mels = [encoding.mel for encoding in encodings]
     decoys = [choose_decoys(texts, number) for number in numbers]
     rounds = [[row[k % len(row)] for row in decoys] for k in range(max(map(len, decoys)))]
-    if voice.model.aligner is not None:
+    if voice.flowtron.aligner is not None:
         own = alignment_costs(voice, mels, [encoding.tokens for encoding in encodings], ids)
         others = torch.stack([alignment_costs(voice, mels, chosen, ids) for chosen in rounds])
         # A text of more tokens than the mel has frames cannot be aligned, and has an infinite cost.
@@ -202,7 +202,7 @@ def score_corpus(
 
 
 def _scores(voice: Synthesizer, encodings: Sequence[Encoding], doubt: np.ndarray) -> list[Score]:
-    if voice.model.aligner is None:
+    if voice.flowtron.aligner is None:
         # Saved nats become doubt by what is usual: 0 for that much, 1 for none.
         doubt = 1 - doubt / max(1e-9, float(np.median(doubt)))
     speakers = [encoding.speaker for encoding in encodings]

@@ -53,7 +53,7 @@ class Service:
         self.voices, self.limits = dict(voices), limits
         self.choices: dict[str, Choice] = {}
         for name, voice in self.voices.items():
-            rows = voice.model.speaker_embedding.num_embeddings
+            rows = voice.model.n_speakers
             for speaker in voice.speakers or [str(row) for row in range(rows)]:
                 # With one voice its name would only be in the way.
                 choice = speaker if len(self.voices) == 1 else f"{name}/{speaker}"

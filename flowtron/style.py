@@ -114,7 +114,7 @@ def encode_batch(
     speaker_ids: Sequence[int],
 ) -> list[Encoding]:
     """Encode mels (D, T_mel) with tokens as speakers; see `encode`."""
-    model = voice.model
+    model = voice.flowtron
     device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
     tokens, token_lengths = pad_tokens(texts, device)
     mel_lengths = torch.tensor([mel.shape[1] for mel in mels], device=device)
@@ -174,7 +174,7 @@ def single(mixture: Mixture, b: int) -> Mixture:
 
 def reconstruct(voice: Synthesizer, encoding: Encoding, speaker: str | int | None = None) -> Speech:
     """Decode an encoding: as its own speaker, the recording itself; as another, that one with its rhythm."""
-    guided = voice.model.aligner is not None
+    guided = voice.flowtron.aligner is not None
     return voice.render(
         encoding.utterance.text,
         encoding.speaker if speaker is None else speaker,
@@ -196,10 +196,10 @@ def predict_along(voice: Synthesizer, encoding: Encoding, sigma: float) -> Tenso
         encoding: of the recording by the same voice.
         sigma: standard deviation of z in synthesis.
     """
-    guided = voice.model.aligner is not None
-    device = next(voice.model.parameters()).device
+    guided = voice.flowtron.aligner is not None
+    device = next(voice.flowtron.parameters()).device
     (result,) = synthesize_mels(
-        voice.model,
+        voice.flowtron,
         [Spoken(encoding.tokens, voice.speaker_id(encoding.speaker), 0)],
         z=[sigma * encoding.z],
         attention=None if guided else [matrix[None].to(device) for matrix in encoding.attention],
@@ -318,7 +318,7 @@ def prior_source(
     Raises:
         InputError: there is no such component.
     """
-    model = voice.model
+    model = voice.flowtron
     if mixture is None and model.mixture is not None:
         with torch.inference_mode():
             mixture = model.mixture.unconditional()
@@ -418,7 +418,7 @@ def blend_speakers(
     Raises:
         InputError: there is no such speaker, or the model does not listen to speakers.
     """
-    model = voice.model
+    model = voice.flowtron
     if model.dummy_speaker:
         raise InputError("this model was trained without speakers; interpolate between two z of its prior instead.")
     a, b = voice.speaker_id(first), voice.speaker_id(second)

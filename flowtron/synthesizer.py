@@ -30,7 +30,7 @@ from flowtron.inference import (
     synthesize_mels,
 )
 from flowtron.kernels.step_weights import StepWeights
-from flowtron.model import Flowtron
+from flowtron.model import AcousticModel, Flowtron
 from flowtron.passages import Passage, passages
 from flowtron.speech import Interval, Narration, Speech
 from flowtron.text import SYMBOLS, TokenizedText, Tokenizer
@@ -53,7 +53,7 @@ class Synthesizer:
 
     def __init__(
         self,
-        model: Flowtron,
+        model: AcousticModel,
         tokenizer: Tokenizer,
         speakers: Sequence[str],
         settings: AudioSettings,
@@ -103,6 +103,17 @@ class Synthesizer:
                 voice._tokenize(passage.text)
         return voice
 
+    @property
+    def flowtron(self) -> Flowtron:
+        """The model, where only a Flowtron will do.
+
+        Raises:
+            InputError: it is a Tacotron 2.
+        """
+        if not isinstance(self.model, Flowtron):
+            raise InputError("this model is a Tacotron 2, which has no z to work with; name a Flowtron's checkpoint.")
+        return self.model
+
     def speaker_id(self, speaker: str | int | None) -> int:
         """Index of a speaker, by name or number; None is the first.
 
@@ -113,7 +124,7 @@ class Synthesizer:
             return 0
         if str(speaker) in self.speakers:
             return self.speakers.index(str(speaker))
-        n_speakers = self.model.speaker_embedding.num_embeddings
+        n_speakers = self.model.n_speakers
         if str(speaker).isdigit() and int(speaker) < n_speakers:
             return int(speaker)
         names = ", ".join(self.speakers[:20]) or f"numbers below {n_speakers}"

@@ -26,9 +26,9 @@ from flowtron.checkpoint import save_model
 from flowtron.config import Config, load_config
 from flowtron.data import Batch, Dataset, LengthBucketBatchSampler, SpeakerTable, make_loader, read_filelist
 from flowtron.errors import InputError
-from flowtron.model import Flowtron, build_model
+from flowtron.model import AcousticModel, build_any
 from flowtron.monitor import Monitor, evaluate
-from flowtron.objective import Losses, Objective, counts
+from flowtron.objective import Losses, build_objective, counts
 from flowtron.optim import Average, Schedule, build_optimizer, skip_unless
 from flowtron.run import MAX_BAD_STEPS, Interrupt, Run, checkpoints, newest_state, start_processes
 from flowtron.shards import ShardSampler, make_shard_loader, read_index
@@ -60,15 +60,15 @@ class State(Run):
     unchecked: deque[tuple[int, Step]] = field(default_factory=deque)
 
     @property
-    def model(self) -> Flowtron:
+    def model(self) -> AcousticModel:
         """The bare model with the weights being trained."""
-        assert isinstance(self.trained, Flowtron)
+        assert isinstance(self.trained, AcousticModel)
         return self.trained
 
     @property
-    def voice(self) -> Flowtron:
+    def voice(self) -> AcousticModel:
         """The model to synthesize with: the averaged weights where there are any."""
-        assert isinstance(self.best_weights, Flowtron)
+        assert isinstance(self.best_weights, AcousticModel)
         return self.best_weights
 
     def state_dict(self) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def prepare(config: Config) -> State:
     tokenizer = prepare_tokenizer(config)
     with accelerator.main_process_first():  # which fills the cache where lengths need the sound itself
         speakers, sampler, loader, validation = prepare_data(config, tokenizer, accelerator)
-    model = build_model(config.model)
+    model = build_any(config.model)
     saved = newest_state(config)
     if train.warmstart_checkpoint_path and saved is None:
         table = warm_start(
@@ -178,7 +178,7 @@ def prepare(config: Config) -> State:
         accelerator.print(table)
     if train.finetune_layers:
         accelerator.print(freeze_all_but(model, train.finetune_layers))
-    objective = Objective(model, train, data.betab_scaling_factor, data.use_attn_prior, data.attn_prior_threshold)
+    objective = build_objective(model, train, data)
     optimizer = build_optimizer((p for p in model.parameters() if p.requires_grad), train)
     average = Average(model, train.ema_decay).to(accelerator.device) if train.ema_decay else None
     objective, optimizer = accelerator.prepare(objective, optimizer)

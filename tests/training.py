@@ -49,7 +49,7 @@ def tiny_config(corpus: Path, output: Path, **options: Any) -> Config:
             **{"n_attn_channels": 8, "n_hidden": 16, "n_lstm_layers": 1},
         },
     }
-    sections = {key: name for name, section in Config().to_json().items() for key in section}
+    sections = {key: name for name, section in reversed(Config().to_json().items()) for key in section}
     for key, value in options.items():
         values[sections[key]][key] = value
     return parse_config(values)

@@ -82,6 +82,11 @@ class Flowtron(nn.Module):
         self.mel_mean, self.mel_std = mel_mean, mel_std
 
     @property
+    def n_speakers(self) -> int:
+        """Rows of the speaker table."""
+        return self.speaker_embedding.num_embeddings
+
+    @property
     def reads_backward_first(self) -> bool:
         """Whether synthesis starts at the end of the utterance: the step next to z is a reversed one."""
         return isinstance(self.flows[-1], TimeReversed)

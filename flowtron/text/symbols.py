@@ -24,6 +24,12 @@ SYMBOLS: tuple[str, ...] = (
 )
 """The 185 symbols of the published checkpoints. Padding shares id 0 with '!'; it is always masked."""
 
+TACOTRON2_SYMBOLS: tuple[str, ...] = (
+    *("_-!'(),.:;? " + _UPPER + _UPPER.lower()),
+    *("@" + phone for phone in PHONES),
+)
+"""The 148 symbols of the published Tacotron 2 checkpoints, padding first."""
+
 # In every inventory these two mean padding and end of text, so text can never produce them.
 RESERVED = frozenset("_~")
 
