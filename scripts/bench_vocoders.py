@@ -22,9 +22,8 @@ torch.set_num_threads(2)
 from flowtron.audio import AudioSettings
 from flowtron.vocoder.neural import WaveGlowVocoder
 from flowtron.vocoder.waveglow import WaveGlow
-vocoder = WaveGlowVocoder(WaveGlow(weight_norm=False), AudioSettings())
-for wav in vocoder.stream(torch.randn(80, 2584).split(64, 1)):
-    pass
+vocoder = WaveGlowVocoder(WaveGlow(weight_norm=False), AudioSettings(), torch.bfloat16)
+vocoder(torch.randn(1, 80, 2584) - 4)
 """
 
 

@@ -171,24 +171,27 @@ def test_engine_gives_the_recorded_sound(case):
     for dtype in (torch.float32, torch.float64):
         inputs = arrays(case, "inputs.npz", dtype)
         with torch.no_grad():
-            sound = engine_outputs(GlowEngine(load(case, dtype)), inputs["infer_mel"], recorded_noise(inputs), [3])
-        same(case, dtype, **{"infer_sigma1.0": sound})
+            for fused in (False, True):
+                engine = GlowEngine(load(case, dtype), fused=fused)
+                sound = engine_outputs(engine, inputs["infer_mel"], recorded_noise(inputs), [3])
+                same(case, dtype, **{"infer_sigma1.0": sound})
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("alternating_halves", [False, True])
-def test_pieces_equal_the_whole(alternating_halves):
+def test_pieces_equal_the_whole(alternating_halves, fused):
     model = tiny(alternating_halves, n_flows=5, n_early_every=3)
     mel, z = torch.randn(2, 3, 23).double(), torch.randn(2, 4, 46).double()
     with torch.no_grad():
         whole = model.inverse(z, mel)
-        engine = GlowEngine(model)
+        engine = GlowEngine(model, fused=fused)
         for sizes in ([23], [1] * 23, [7, 9, 7], [20, 3], [2, 0, 21, 0]):
             assert (engine_outputs(engine, mel, z, sizes) - whole).abs().max() < 1e-10
         state = engine.start(2)
         for _ in range(50):
             engine.push(state, mel[..., :4], z[..., :8].transpose(1, 2), last=False)
         # What a stream keeps is bounded by the reach of its layers, not by what went through it.
-        assert state.conditioning.shape[1] < 60
+        assert state.context.shape[1] < 60
         assert sum(x.pending.shape[1] for x in state.flows.values()) < 60
 
 

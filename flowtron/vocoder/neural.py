@@ -18,7 +18,7 @@ from flowtron.vocoder.source_filter import SourceFilterNet, phases, render, smoo
 from flowtron.vocoder.squeezewave import SqueezeWave
 from flowtron.vocoder.waveglow import WaveGlow
 
-BLOCK_FRAMES = 64
+BLOCK_FRAMES = 128  # products with many rows are faster; with more than this memory grows
 SIGMA = 0.6
 RENDER_CONTEXT = 3  # frames around a frame that its filters and windows touch
 
