@@ -1,7 +1,9 @@
 """Training under faults: whatever happens, every checkpoint is readable and the final weights are the undisturbed ones.
 
-    python scripts/fault_test.py                      all of them, 50 signals at random moments
-    python scripts/fault_test.py --signals 5 disk     one kind only: signals, disk, readonly, worker, rank
+    python scripts/fault_test.py             all of them
+    python scripts/fault_test.py disk        one kind only: disk, readonly, worker, rank
+
+Signals at random moments are sent by kill_training.py.
 
 A tiny model on a corpus of noises; what matters is the order in which files appear. The full disk and the read-only
 folder are a small tmpfs, which takes root to mount.
@@ -10,22 +12,18 @@ folder are a small tmpfs, which takes root to mount.
 import argparse
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from training import last_state, same, tiny_config, write_corpus
-
-from flowtron.checkpoint import load_model, load_training_state
+from training import check_readable, last_state, same, tiny_config, write_corpus
 
 ROOT = Path(__file__).parent.parent
 COMPARED = ("model", "optimizer", "average", "sampler", "iteration")
@@ -61,53 +59,11 @@ def complete(folder: Path, output: Path, launcher: tuple[str, ...] = (), **optio
     assert code == 0, said
 
 
-def check_readable(output: Path) -> int:
-    """Load everything that a run has left where it can be seen; return how many files that are."""
-    models = sorted(path for path in output.glob("checkpoints/*") if path.name.isdigit())
-    states = sorted(path for path in output.glob("training/*.pt") if path.stem.isdigit())
-    for path in models:
-        load_model(path)
-    for path in states:
-        load_training_state(path)
-    return len(models) + len(states)
-
-
 def check_same(output: Path, unbroken: Path) -> None:
     """Compare the last states of two runs, bit for bit."""
     ours, theirs = last_state(output), last_state(unbroken)
     different = [key for key in COMPARED if not same(ours[key], theirs[key])]
     assert not different, f"{', '.join(different)} differ from the undisturbed run's"
-
-
-def signals(folder: Path, unbroken: Path, n: int) -> str:
-    """SIGKILL, SIGTERM and SIGINT at random moments of a run, from its first second to its last."""
-    draw = random.Random(0)
-    took = time.monotonic()
-    complete(folder, folder / "timing")
-    took = time.monotonic() - took
-    sent: Counter[str] = Counter()
-    loaded, run, n_runs = 0, 0, 0
-    output = folder / f"signals_{run}"
-    while sum(sent.values()) < n:
-        process = start(folder, output, iters_per_checkpoint=1)
-        n_runs += 1
-        time.sleep(draw.uniform(0.3 * took, 1.1 * took))
-        which = draw.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
-        if process.poll() is None:
-            process.send_signal(which)
-            sent[which.name] += 1
-        code, said = finish(process)
-        assert code in (0, 2, 130, -which), (code, said)
-        assert "Traceback" not in said or which == signal.SIGINT, said
-        loaded += check_readable(output)
-        if code == 0 and last_state(output)["iteration"] == 12:
-            check_same(output, unbroken)
-            run += 1
-            output = folder / f"signals_{run}"
-    complete(folder, output, iters_per_checkpoint=1)
-    check_same(output, unbroken)
-    shown = ", ".join(f"{count} {name}" for name, count in sorted(sent.items()))
-    return f"{shown} in {n_runs} starts; {loaded} files loaded in between, {run + 1} runs ended with the same bits"
 
 
 @contextmanager
@@ -133,7 +89,7 @@ def one_sentence(code: int, said: str) -> str:
     return lines[-1]
 
 
-def disk(folder: Path, unbroken: Path, n: int) -> str:
+def disk(folder: Path, unbroken: Path) -> str:
     """A disk that fills up while the run goes on, and is then given room."""
     size = sum(path.stat().st_size for path in unbroken.rglob("*") if path.is_file())
     with tmpfs(folder / "disk", f"{int(size * 0.8) // 4096 * 4096}") as mounted:
@@ -147,7 +103,7 @@ def disk(folder: Path, unbroken: Path, n: int) -> str:
     return f"{loaded} files whole on the full disk; with room it goes on to the same bits; said: {sentence}"
 
 
-def readonly(folder: Path, unbroken: Path, n: int) -> str:
+def readonly(folder: Path, unbroken: Path) -> str:
     """An output folder that becomes read-only."""
     with tmpfs(folder / "readonly", "64m") as mounted:
         output = mounted / "run"
@@ -168,7 +124,7 @@ def children(pid: int) -> list[int]:
     return [int(each) for each in found.stdout.split()]
 
 
-def worker(folder: Path, unbroken: Path, n: int) -> str:
+def worker(folder: Path, unbroken: Path) -> str:
     """A loader worker that is killed."""
     output = folder / "worker"
     endless = {"max_iters": 100_000, "iters_per_checkpoint": 1, "n_workers": 1}
@@ -190,7 +146,7 @@ def worker(folder: Path, unbroken: Path, n: int) -> str:
     return f"{loaded} files whole; the run goes on from iteration {reached}; said: {sentence}"
 
 
-def rank(folder: Path, unbroken: Path, n: int) -> str:
+def rank(folder: Path, unbroken: Path) -> str:
     """One of two processes under torchrun that is killed; torchrun starts both again."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=3")
     undisturbed, output = folder / "two_ranks", folder / "rank"
@@ -209,8 +165,7 @@ def rank(folder: Path, unbroken: Path, n: int) -> str:
     return f"torchrun started both again; {loaded} files whole, the same bits as two undisturbed processes"
 
 
-CASES: dict[str, Callable[[Path, Path, int], str]] = {
-    "signals": signals,
+CASES: dict[str, Callable[[Path, Path], str]] = {
     "disk": disk,
     "readonly": readonly,
     "worker": worker,
@@ -222,7 +177,6 @@ def main() -> int:
     """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", default=list(CASES), help=f"of {', '.join(CASES)}; all if absent")
-    parser.add_argument("--signals", type=int, default=50, help="how many are sent (default: %(default)s)")
     options = parser.parse_args()
     failures = 0
     with tempfile.TemporaryDirectory() as name:
@@ -233,7 +187,7 @@ def main() -> int:
         for case in options.cases:
             began = time.monotonic()
             try:
-                outcome = CASES[case](folder, unbroken, options.signals)
+                outcome = CASES[case](folder, unbroken)
             except (AssertionError, OSError, subprocess.SubprocessError) as error:
                 failures += 1
                 outcome = f"FAILED: {type(error).__name__}: {str(error)[-1500:]}"

@@ -9,13 +9,17 @@ shift || true
 tests="config text audio optim checkpoint convert convert_foreign parity_model model numerics kernels_lstm kernels_step"
 for which in "$@"; do
     environment=$folder/$which
-    resolution=$([ "$which" = lowest ] && echo lowest-direct || echo highest)
     python3 -m venv "$environment"
-    "$environment/bin/pip" install --quiet uv
-    "$environment/bin/uv" pip install --quiet --python "$environment/bin/python" --resolution "$resolution" \
-        "$root" "pytest>=8" "pytest-timeout>=2.3" "hypothesis>=6.100" "ninja>=1.11" "setuptools>=70"
-    "$environment/bin/python" -c "import torch, numpy, librosa
+    python=$environment/bin/python
+    tools=("pytest>=8" "pytest-timeout>=2.3" "hypothesis>=6.100" "ninja>=1.11" "setuptools>=70")
+    if [ "$which" = lowest ]; then
+        "$python" -m pip install --quiet uv
+        "$environment/bin/uv" pip install --quiet --python "$python" --resolution lowest-direct "$root" "${tools[@]}"
+    else
+        "$python" -m pip install --quiet --upgrade "$root" "${tools[@]}"
+    fi
+    "$python" -c "import torch, numpy, librosa
 print('$which: torch', torch.__version__, 'numpy', numpy.__version__, 'librosa', librosa.__version__)"
     # shellcheck disable=SC2046,SC2086
-    (cd "$root" && PYTHONPATH=. OMP_NUM_THREADS=1 "$environment/bin/python" -m pytest -q $(printf 'tests/test_%s.py ' $tests))
+    (cd "$root" && PYTHONPATH=. OMP_NUM_THREADS=1 "$python" -m pytest -q $(printf 'tests/test_%s.py ' $tests))
 done

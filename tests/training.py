@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from flowtron.audio import save_wav
+from flowtron.checkpoint import load_model, load_training_state
 from flowtron.config import Config, parse_config
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -116,6 +117,18 @@ class Run:
 def last_state(output: str | Path) -> dict[str, Any]:
     """The newest training state of an output directory."""
     return torch.load(max(Path(output).glob("training/*.pt")), weights_only=True)
+
+
+def check_readable(output: str | Path) -> int:
+    """Load everything that a run has left where it can be seen; return how many files that are."""
+    from flowtron.train import checkpoints, training_states
+
+    models, states = checkpoints(Path(output)), training_states(Path(output))
+    for path in models:
+        load_model(path)
+    for path in states:
+        load_training_state(path)
+    return len(models) + len(states)
 
 
 def same(a: Any, b: Any) -> bool:
