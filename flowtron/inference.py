@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from flowtron.alignment import AlignmentReport, alignment_report
-from flowtron.errors import InputError
+from flowtron.errors import InputError, exit_code_of
 from flowtron.kernels.step import is_available
 from flowtron.kernels.step_weights import LANES, StepWeights
 from flowtron.model import AcousticModel, Flowtron, FlowtronSample, Tacotron2
@@ -444,13 +444,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-s", "--sigma", type=float, default=0.5, help="standard deviation of z")
     parser.add_argument("-g", "--gate", type=float, default=0.5, help="gate probability that ends the utterance")
     parser.add_argument("--seed", type=int, default=1234)
-    try:
-        for path in speak_to_folder(parser.parse_args(arguments)):
-            print(path)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    options = parser.parse_args(arguments)
+    return exit_code_of(lambda: print(*speak_to_folder(options), sep="\n"))
 
 
 if __name__ == "__main__":

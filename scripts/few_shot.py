@@ -3,7 +3,7 @@
     python scripts/make_recordings.py --output recordings
     python scripts/few_shot.py --recordings recordings --output runs/few_shot
 
-The first speaker's row of the speaker tables is where the new voice starts. Prints the speaker similarity and the word
+The new speaker starts at the mean of the voice's speakers. Prints the speaker similarity and the word
 error rate before and after, on recordings held out from the training.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from flowtron.checkpoint import load_model
 from flowtron.config import Config
 from flowtron.data import Utterance, read_filelist
-from flowtron.errors import InputError
+from flowtron.errors import InputError, exit_code_of
 from flowtron.evaluate import evaluate
 from flowtron.synthesizer import VOICES, Synthesizer, bundled_voices
 from flowtron.train import train
@@ -48,7 +48,7 @@ def recipe(voice: Path, recordings: Path, output: Path, iterations: int) -> Conf
 
 
 def judge(voice: Synthesizer, references: list[Utterance]) -> dict[str, float]:
-    """Measure a voice on recordings, spoken by its first speaker."""
+    """Speak the texts of recordings as the voice's first speaker and measure how near that comes to them."""
     as_first = [Utterance(u.path, u.text, voice.speakers[0]) for u in references]
     summary, _ = evaluate(voice, as_first, with_references=False)
     return {name: summary["all"][name] for name in MEASURES}
@@ -62,7 +62,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/few_shot"))
     parser.add_argument("--iterations", type=int, default=300)
     options = parser.parse_args()
-    try:
+
+    def work() -> None:
         if options.voice is None and not bundled_voices():
             raise InputError("no voice is bundled; name a checkpoint folder with --voice.")
         voice = options.voice or VOICES / bundled_voices()[0]
@@ -70,13 +71,11 @@ def main() -> int:
         report = {"before": judge(Synthesizer.load(voice), references)}
         tuned = train(recipe(voice, options.recordings, options.output, options.iterations))
         report["after"] = judge(Synthesizer.load(tuned), references)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    text = json.dumps(report, indent=1)
-    (options.output / "few_shot.json").write_text(text + "\n", encoding="utf-8")
-    print(text)
-    return 0
+        text = json.dumps(report, indent=1)
+        (options.output / "few_shot.json").write_text(text + "\n", encoding="utf-8")
+        print(text)
+
+    return exit_code_of(work)
 
 
 if __name__ == "__main__":

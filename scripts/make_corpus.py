@@ -23,7 +23,7 @@ import soundfile
 from corpus_text import sentences, subset
 
 from flowtron.audio import save_wav
-from flowtron.errors import InputError
+from flowtron.errors import InputError, exit_code_of
 from flowtron.text import Tokenizer
 
 SAMPLE_RATE = 22050
@@ -211,12 +211,7 @@ def main() -> int:
     # One thread a worker: the processes are the parallelism.
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = "1"
-    try:
-        print(json.dumps(make_corpus(options), indent=1))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return exit_code_of(lambda: print(json.dumps(make_corpus(options), indent=1)))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from corpus_text import subset
 from make_corpus import SAMPLE_RATE, finish, write
 
 from flowtron.audio import save_wav
-from flowtron.errors import InputError
+from flowtron.errors import InputError, exit_code_of
 
 PACKAGES = ("asterisk-core-sounds-en-g722", "asterisk-core-sounds-en")
 SPEAKER = "allison"
@@ -94,12 +94,8 @@ def main() -> int:
     """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("recordings"))
-    try:
-        print(make_recordings(parser.parse_args().output))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    options = parser.parse_args()
+    return exit_code_of(lambda: print(make_recordings(options.output)))
 
 
 if __name__ == "__main__":

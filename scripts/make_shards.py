@@ -11,7 +11,7 @@ import sys
 
 from flowtron.config import load_config
 from flowtron.data import Dataset, SpeakerTable, read_filelist
-from flowtron.errors import InputError
+from flowtron.errors import exit_code_of
 from flowtron.shards import write_shards
 from flowtron.train import prepare_tokenizer
 
@@ -25,7 +25,8 @@ def main() -> int:
     parser.add_argument("--output", required=True, help="folder for shards and index.json")
     parser.add_argument("--utterances", type=int, default=1000, help="utterances a shard")
     options = parser.parse_args()
-    try:
+
+    def work() -> None:
         config = load_config(options.config, options.params)
         utterances = read_filelist(options.filelist)
         data = config.data
@@ -38,10 +39,8 @@ def main() -> int:
             trim_db=data.trim_db,
         )
         print(write_shards(dataset, options.output, options.utterances))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code_of(work)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 
 from flowtron.checkpoint import load_model, save_model
 from flowtron.config import DataConfig, TrainConfig
-from flowtron.errors import InputError
+from flowtron.errors import InputError, exit_code_of
 from flowtron.run import checkpoints
 from flowtron.synthesizer import VOICES
 
@@ -67,12 +67,7 @@ def main() -> int:
     parser.add_argument("--evaluation", type=Path, default=None, help="JSON report of flowtron evaluate")
     parser.add_argument("--output", type=Path, default=VOICES, help="folder of the voices")
     options = parser.parse_args()
-    try:
-        print(release(options.source, options.name, options.evaluation, options.output))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return exit_code_of(lambda: print(release(options.source, options.name, options.evaluation, options.output)))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,12 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flowtron.errors import InputError
 from flowtron.synthesizer import Synthesizer
 
 SENTENCES = (
@@ -35,16 +34,6 @@ def load(options: argparse.Namespace) -> Synthesizer:
     """Load the voice that the options name, and make the folder."""
     (options.output / "wavs").mkdir(parents=True, exist_ok=True)
     return Synthesizer.load(options.model, **({} if options.vocoder is None else {"vocoder": options.vocoder}))
-
-
-def run(main: Callable[[], None]) -> int:
-    """Run an experiment; a mistake is answered in one sentence."""
-    try:
-        main()
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
 
 
 def spread_interval(values: Sequence[float], resamples: int = 2000) -> tuple[float, float, float]:

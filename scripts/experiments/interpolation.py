@@ -9,9 +9,10 @@ over the ends' own utterances).
 """
 
 import numpy as np
-from common import SENTENCES, load, mean_interval, parser, run, shown, write_results
+from common import SENTENCES, load, mean_interval, parser, shown, write_results
 from matplotlib.figure import Figure
 
+from flowtron.errors import exit_code_of
 from flowtron.evaluate import listen, pitch, speaker_embedding
 from flowtron.speech import Speech
 from flowtron.style import blend_speakers, interpolation_source, prior_source
@@ -136,4 +137,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main))
+    raise SystemExit(exit_code_of(main))

@@ -11,11 +11,12 @@ import random
 from pathlib import Path
 
 import numpy as np
-from common import load, parser, run, write_results
+from common import load, parser, write_results
 from matplotlib.figure import Figure
 
 from flowtron.audio import load_wav, save_wav
 from flowtron.data import Utterance, read_filelist
+from flowtron.errors import exit_code_of
 from flowtron.score import score_corpus
 
 SHARE = 0.05
@@ -140,4 +141,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main))
+    raise SystemExit(exit_code_of(main))

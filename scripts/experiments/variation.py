@@ -11,9 +11,10 @@ import math
 from itertools import pairwise
 
 import numpy as np
-from common import SENTENCES, load, parser, run, shown, write_results
+from common import SENTENCES, load, parser, shown, write_results
 from matplotlib.figure import Figure
 
+from flowtron.errors import exit_code_of
 from flowtron.evaluate import pitch
 from flowtron.speech import Speech
 from flowtron.synthesizer import Synthesizer
@@ -124,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main))
+    raise SystemExit(exit_code_of(main))
