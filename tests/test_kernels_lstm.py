@@ -77,23 +77,47 @@ def test_backward_twice_gives_the_same_gradients():
     torch.testing.assert_close(torch.autograd.grad(loss, x)[0], first, rtol=0, atol=0)
 
 
-def test_autocast_keeps_the_recurrence_in_float32():
-    """Only the products with inputs are rounded, so that results are bfloat16-close over many frames."""
+@pytest.mark.parametrize("batch", [1, 3, 13])
+@pytest.mark.parametrize("hidden", [16, 48])
+def test_autocast_stays_near_float32_over_many_frames(batch, hidden):
+    """Products are rounded, but neither their sums nor the cell, so that errors do not grow with the frames."""
     torch.manual_seed(0)
-    layer = LSTM(24, 32)
-    x = torch.randn(3, 200, 24)
+    layer = LSTM(24, hidden)
+    x = torch.randn(batch, 200, 24)
     exact, _ = layer(x)
     exact.square().sum().backward()
     gradients = [weight.grad.clone() for weight in layer.parameters()]
     layer.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
-        got, (h, _) = layer(x)
-    got.square().sum().backward()
-    assert got.dtype == h.dtype == torch.float32
-    torch.testing.assert_close(got, exact, atol=2e-2, rtol=0)
+        got, (h, c) = layer(x)
+    got.float().square().sum().backward()
+    assert (got.dtype, h.dtype, c.dtype) == (torch.bfloat16, torch.float32, torch.float32)
+    torch.testing.assert_close(got.float(), exact, atol=2e-2, rtol=0)
     for weight, gradient in zip(layer.parameters(), gradients):
         assert weight.grad.dtype == torch.float32
         torch.testing.assert_close(weight.grad, gradient, atol=2e-2 * gradient.abs().max().item(), rtol=0)
+
+
+def test_autocast_is_exact_where_rounding_takes_nothing():
+    """Weights and states that bfloat16 holds: what differs is the rounding of inputs' products and outputs alone."""
+    torch.manual_seed(0)
+    layer = LSTM(5, 32)
+    for weight in layer.parameters():
+        weight.data = weight.data.bfloat16().float()
+    x, state = torch.randn(2, 1, 5).bfloat16().float(), torch.randn(2, 1, 2, 32).bfloat16().float()
+    _, (h, c) = nn.LSTM.forward(layer.to(torch.float64), x.double(), (state[0].double(), state[1].double()))
+    with torch.autocast("cpu", torch.bfloat16):
+        got, (our_h, our_c) = layer.float()(x, (state[0], state[1]))
+    torch.testing.assert_close(our_h.double(), h, atol=4e-3, rtol=0)
+    torch.testing.assert_close(our_c.double(), c, atol=4e-3, rtol=0)
+    assert got[:, 0].equal(our_h[0].bfloat16())
+
+
+def test_not_a_number_stays_one_in_bfloat16():
+    layer = LSTM(2, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _ = layer(torch.tensor([[[0.0, float("nan")]] * 3]))
+    assert output.isnan().all()
 
 
 def test_both_ways_without_packing_equal_a_packed_bidirectional_layer(path):

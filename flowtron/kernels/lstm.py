@@ -20,8 +20,9 @@ PANEL = 16
 class _Layer(torch.autograd.Function):
     """(x (B, T, I), w_ih, w_hh, bias, h0, c0) -> (hidden (B, T, H), last h, last c).
 
-    `dtype` is that of the large matrix products and of what is kept for the backward pass; the recurrence itself is
-    computed in float32. The weights are converted anew in the backward pass, which takes less than keeping them.
+    `dtype` is that of all matrix products, of the hidden states and of what is kept for the backward pass; sums, the
+    running cell and its gradient are float32. The weights are converted anew in the backward pass, which takes less
+    than keeping them.
     """
 
     @staticmethod
@@ -40,19 +41,19 @@ class _Layer(torch.autograd.Function):
         batch, frames, _ = x.shape
         x = x.to(dtype)
         # The kernel overwrites the projections with the activated gates.
-        gates = nn.functional.linear(x, w_ih.to(dtype), None if bias is None else bias.to(dtype)).float().contiguous()
+        gates = nn.functional.linear(x, w_ih.to(dtype), None if bias is None else bias.to(dtype)).contiguous()
         width = gates.shape[2]
         weight, h0, c0 = w_hh.contiguous(), h0.contiguous(), c0.contiguous()
         hidden = gates.new_empty(batch, frames, width // 4)
-        cell = torch.empty_like(hidden)
+        cell, h, c = torch.empty_like(hidden), torch.empty_like(h0), torch.empty_like(c0)
         library.lstm_forward(
-            *map(pointer, (gates, weight, h0, c0, hidden, cell)),
+            *map(pointer, (gates, weight, h0, c0, hidden, cell, h, c)),
             *map(ctypes.c_int64, (batch, frames, width // 4)),
-            ctypes.c_int(torch.get_num_threads()),
+            *map(ctypes.c_int, (dtype == torch.bfloat16, torch.get_num_threads())),
         )
         ctx.has_bias = bias is not None
-        ctx.save_for_backward(x, w_ih, weight, h0, c0, gates.to(dtype), hidden.to(dtype), cell.to(dtype))
-        return hidden, hidden[:, -1].clone(), cell[:, -1].clone()
+        ctx.save_for_backward(x, w_ih, weight, h0, c0, gates, hidden, cell)
+        return hidden, h, c
 
     @staticmethod
     @once_differentiable
@@ -63,23 +64,21 @@ class _Layer(torch.autograd.Function):
         (batch, frames, width), dtype = gates.shape, x.dtype
         grad_hidden = grad_hidden.contiguous()
         grad_h, grad_c = (g.clone(memory_format=torch.contiguous_format) for g in (grad_h, grad_c))
-        gates, cell = gates.float(), cell.float()
-        grad_gates = torch.empty_like(gates)
+        grad_gates, grad_bias = torch.empty_like(gates), c0.new_zeros(batch, width)
         library.lstm_backward(
-            *map(pointer, (gates, cell, c0, weight, grad_hidden, grad_h, grad_c, grad_gates)),
+            *map(pointer, (gates, cell, c0, weight, grad_hidden, grad_h, grad_c, grad_gates, grad_bias)),
             *map(ctypes.c_int64, (batch, frames, width // 4)),
-            ctypes.c_int(torch.get_num_threads()),
+            *map(ctypes.c_int, (dtype == torch.bfloat16, torch.get_num_threads())),
         )
         wanted = ctx.needs_input_grad
-        grad_bias = grad_gates.sum((0, 1)) if ctx.has_bias and wanted[3] else None
-        rows = grad_gates.view(-1, width).to(dtype)
-        del gates, cell, grad_gates
+        rows = grad_gates.view(-1, width)
         grad_x = (rows @ w_ih.to(dtype)).view(x.shape) if wanted[0] else None
         grad_w_ih = (rows.t() @ x.reshape(-1, x.shape[2])).to(w_ih.dtype) if wanted[1] else None
         grad_w_hh = None
         if wanted[2]:
             before = torch.cat([h0[:, None].to(dtype), hidden[:, :-1]], 1).view(-1, width // 4)
             grad_w_hh = (rows.t() @ before).to(weight.dtype)
+        grad_bias = grad_bias.sum(0) if ctx.has_bias and wanted[3] else None
         return grad_x, grad_w_ih, grad_w_hh, grad_bias, grad_h, grad_c, None
 
 
@@ -103,7 +102,8 @@ def lstm(
         state: h and c (B, H) before the first frame; zeros when None.
 
     Returns:
-        Hidden states (B, T, H), and h and c (B, H) after the last frame.
+        Hidden states (B, T, H), and h and c (B, H) after the last frame. Under bfloat16 autocast the hidden states are
+        bfloat16, h and c float32.
     """
     hidden = w_hh.shape[1]
     autocast = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
@@ -115,8 +115,8 @@ def lstm(
     h0, c0 = (x.new_zeros(x.shape[0], hidden),) * 2 if state is None else state
     if usable(x, w_hh):
         bias = None if b_ih is None or b_hh is None else b_ih + b_hh
-        # Under autocast the large products are taken in its type, the recurrence in float32 all the same.
-        dtype = torch.get_autocast_dtype("cpu") if autocast else w_hh.dtype
+        is_half = autocast and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        dtype = torch.bfloat16 if is_half else w_hh.dtype
         with torch.autocast("cpu", enabled=False):
             output, h, c = _Layer.apply(x, w_ih, w_hh, bias, h0.float(), c0.float(), dtype)
         return output, (h, c)

@@ -4,9 +4,6 @@
 // in which it lies, for all items of the batch. Letters: B items, T frames, N tokens, D mel channels, H hidden, A
 // attention, V value channels, L decoder LSTM layers.
 #include <cmath>
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
 
 #include "vector.hpp"
 
@@ -14,96 +11,10 @@ using namespace flowtron;
 
 namespace {
 
-constexpr int WIDTH = 4 * LANES;  // columns of a packed panel: four gates of eight units, or 32 outputs
 constexpr int64_t BLOCK = 128;    // rows of a panel taken at a time: 16 KB of floats, in the first cache
 constexpr int64_t APART = 16;     // floats between items: rows a power of two apart would share a place in the cache
 
 enum Kind : int64_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
-
-// The widest vectors of floats, and the items whose sums fit the registers together with a row of a panel.
-#if defined(__AVX512F__)
-constexpr int WIDE = 16, ROWS = 12;
-#else
-constexpr int WIDE = 8, ROWS = 3;
-#endif
-constexpr int PARTS = WIDTH / WIDE;
-typedef float WideVec __attribute__((vector_size(WIDE * sizeof(float)), aligned(4)));
-typedef int32_t WideInt __attribute__((vector_size(WIDE * sizeof(int32_t)), aligned(4)));
-typedef int8_t Bytes __attribute__((vector_size(WIDE), aligned(1)));
-
-#if defined(__AVX512F__)
-inline void pin(WideVec& v) { asm("" : "+v"(v)); }
-#endif
-
-// Columns [WIDE j, WIDE (j + 1)) of a row of a panel.
-inline WideVec decode(const float* p, int j) { return *(const WideVec*)(p + j * WIDE); }
-
-// Columns j and j + WIDTH / 2 share a word, the later one in its upper half.
-inline WideVec decode(const uint16_t* p, int j) {
-    const WideInt pair = *(const WideInt*)(p + j % (PARTS / 2) * 2 * WIDE);
-    return (WideVec)(j < PARTS / 2 ? pair << 16 : pair & (int32_t)0xffff0000);
-}
-
-inline WideVec decode(const int8_t* p, int j) {
-#if defined(__AVX512F__)  // compilers make scalar code of the conversion
-    const WideInt whole = (WideInt)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(p + j * WIDE)));
-#elif defined(__AVX2__)
-    const WideInt whole = (WideInt)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + j * WIDE)));
-#else
-    const WideInt whole = __builtin_convertvector(*(const Bytes*)(p + j * WIDE), WideInt);
-#endif
-    return __builtin_convertvector(whole, WideVec);
-}
-
-// sums (M, WIDTH) += scale · (x (M, K; rows stride apart) · panel (K, WIDTH)).
-template <int M, typename Weight>
-inline void multiply_rows(const float* x, int64_t stride, const Weight* panel, int64_t K, const float* scale,
-                          float* sums) {
-    constexpr int AHEAD = 4096 / sizeof(Weight), LINE = 64 / sizeof(Weight);
-    WideVec total[M][PARTS] = {};
-    for (int64_t k = 0; k < K; ++k) {
-        const Weight* row = panel + k * WIDTH;
-        for (int at = 0; at < WIDTH; at += LINE) __builtin_prefetch(row + AHEAD + at);
-        WideVec w[PARTS];
-        for (int j = 0; j < PARTS; ++j) {
-            w[j] = decode(row, j);
-            pin(w[j]);
-        }
-        for (int m = 0; m < M; ++m) {
-            WideVec input = x[m * stride + k] - WideVec{};
-            pin(input);
-            for (int j = 0; j < PARTS; ++j) total[m][j] += input * w[j];
-        }
-    }
-    for (int m = 0; m < M; ++m) {
-        for (int j = 0; j < PARTS; ++j) {
-            if (scale) total[m][j] *= *(const WideVec*)(scale + j * WIDE);
-            pin(total[m][j]);  // or a compiler would fuse product and sum for some M
-            *(WideVec*)(sums + m * WIDTH + j * WIDE) += total[m][j];
-        }
-    }
-}
-
-// As multiply_rows for a number of items that is known only now, M at most.
-template <int M, typename Weight>
-void multiply_tile(int64_t rows, const float* x, int64_t stride, const Weight* panel, int64_t K, const float* scale,
-                   float* sums) {
-    if (rows == M) multiply_rows<M>(x, stride, panel, K, scale, sums);
-    else if constexpr (M > 1) multiply_tile<M - 1>(rows, x, stride, panel, K, scale, sums);
-}
-
-// As multiply_rows, for any number of items, shared evenly by the fewest tiles.
-template <typename Weight>
-void multiply_few(const float* x, int64_t stride, const Weight* panel, int64_t B, int64_t K, const float* scale,
-                  float* sums) {
-    for (int64_t tiles = (B + ROWS - 1) / ROWS; tiles > 0; --tiles) {
-        const int64_t rows = B / tiles;
-        multiply_tile<ROWS>(rows, x, stride, panel, K, scale, sums);
-        B -= rows;
-        x += rows * stride;
-        sums += rows * WIDTH;
-    }
-}
 
 }  // namespace
 

@@ -6,6 +6,9 @@
 #include <cstring>
 #include <thread>
 #include <vector>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 #if defined(__linux__)
 #include <linux/futex.h>
 #include <sys/syscall.h>
@@ -31,7 +34,7 @@ inline float sum(Vec v) {
 
 // exp to two units in the last place: 2^n · exp(r), |r| <= ln(2)/2, the polynomial being exp's Taylor series.
 inline Vec exp(Vec x) {
-    x = larger(smaller(x, splat(88.0f)), splat(-87.0f));
+    x = larger(splat(-87.0f), smaller(splat(88.0f), x));  // in this order a NaN stays one
     const Vec magic = splat(12582912.0f);  // 1.5 · 2^23: adding it rounds to an integer
     const Vec shifted = x * 1.44269504f + magic;
     const Vec n = shifted - magic;
@@ -167,6 +170,136 @@ inline void multiply(const float* a, int64_t lda, const float* panel, int64_t M,
         M -= rows;
         a += rows * lda;
         sums += rows * PANEL;
+    }
+}
+
+// Larger products: panels of WIDTH columns, of floats or narrower numbers.
+constexpr int WIDTH = 4 * LANES;
+
+// The widest vectors of floats, and the items whose sums fit the registers together with a row of a panel.
+#if defined(__AVX512F__)
+constexpr int WIDE = 16, ROWS = 12;
+#else
+constexpr int WIDE = 8, ROWS = 3;
+#endif
+constexpr int PARTS = WIDTH / WIDE;
+typedef float WideVec __attribute__((vector_size(WIDE * sizeof(float)), aligned(4)));
+typedef int32_t WideInt __attribute__((vector_size(WIDE * sizeof(int32_t)), aligned(4)));
+typedef int8_t Bytes __attribute__((vector_size(WIDE), aligned(1)));
+
+#if defined(__AVX512F__)
+inline void pin(WideVec& v) { asm("" : "+v"(v)); }
+#endif
+
+// Columns [WIDE j, WIDE (j + 1)) of a row of a panel.
+inline WideVec decode(const float* p, int j) { return *(const WideVec*)(p + j * WIDE); }
+
+// Columns j and j + WIDTH / 2 share a word, the later one in its upper half.
+inline WideVec decode(const uint16_t* p, int j) {
+    const WideInt pair = *(const WideInt*)(p + j % (PARTS / 2) * 2 * WIDE);
+    return (WideVec)(j < PARTS / 2 ? pair << 16 : pair & (int32_t)0xffff0000);
+}
+
+inline WideVec decode(const int8_t* p, int j) {
+#if defined(__AVX512F__)  // compilers make scalar code of the conversion
+    const WideInt whole = (WideInt)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(p + j * WIDE)));
+#elif defined(__AVX2__)
+    const WideInt whole = (WideInt)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + j * WIDE)));
+#else
+    const WideInt whole = __builtin_convertvector(*(const Bytes*)(p + j * WIDE), WideInt);
+#endif
+    return __builtin_convertvector(whole, WideVec);
+}
+
+// sums (M, WIDTH) += scale · (x (M, K; rows stride apart) · panel (K, WIDTH)).
+template <int M, typename Weight>
+inline void multiply_rows(const float* x, int64_t stride, const Weight* panel, int64_t K, const float* scale,
+                          float* sums) {
+    constexpr int AHEAD = 4096 / sizeof(Weight), LINE = 64 / sizeof(Weight);
+    WideVec total[M][PARTS] = {};
+    for (int64_t k = 0; k < K; ++k) {
+        const Weight* row = panel + k * WIDTH;
+        for (int at = 0; at < WIDTH; at += LINE) __builtin_prefetch(row + AHEAD + at);
+        WideVec w[PARTS];
+        for (int j = 0; j < PARTS; ++j) {
+            w[j] = decode(row, j);
+            pin(w[j]);
+        }
+        for (int m = 0; m < M; ++m) {
+            WideVec input = x[m * stride + k] - WideVec{};
+            pin(input);
+            for (int j = 0; j < PARTS; ++j) total[m][j] += input * w[j];
+        }
+    }
+    for (int m = 0; m < M; ++m) {
+        for (int j = 0; j < PARTS; ++j) {
+            if (scale) total[m][j] *= *(const WideVec*)(scale + j * WIDE);
+            pin(total[m][j]);  // or a compiler would fuse product and sum for some M
+            *(WideVec*)(sums + m * WIDTH + j * WIDE) += total[m][j];
+        }
+    }
+}
+
+// A bfloat16, and pairs of them: consecutive inputs of one column share a word, the later one in its upper half.
+typedef uint16_t Half;
+typedef uint16_t HalfVec __attribute__((vector_size(LANES * sizeof(Half)), aligned(2)));
+
+inline Vec load(const Half* p) { return (Vec)(__builtin_convertvector(*(const HalfVec*)p, IntVec) << 16); }
+
+inline IntVec half_bits(Vec v) {
+    const IntVec bits = (IntVec)v;
+    const IntVec rounded = (IntVec)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    return (v == v ? rounded : IntVec{} + 0x7fc0) & 0xffff;
+}
+
+inline void store(Half* p, Vec v) { *(HalfVec*)p = __builtin_convertvector(half_bits(v), HalfVec); }
+
+// sums (M, WIDTH) += x (M, 2 K; rows stride apart) · panel (K, WIDTH) of pairs.
+template <int M>
+inline void multiply_rows(const Half* x, int64_t stride, const uint32_t* panel, int64_t K, const float*, float* sums) {
+    WideVec total[M][PARTS] = {};
+    for (int64_t k = 0; k < K; ++k) {
+        const uint32_t* row = panel + k * WIDTH;
+        for (int at = 0; at < WIDTH; at += 16) __builtin_prefetch(row + 1024 + at);
+        WideInt w[PARTS];
+        for (int j = 0; j < PARTS; ++j) w[j] = *(const WideInt*)(row + j * WIDE);
+        for (int m = 0; m < M; ++m) {
+            int32_t pair;
+            std::memcpy(&pair, x + m * stride + 2 * k, sizeof(pair));
+            for (int j = 0; j < PARTS; ++j) {
+#if defined(__AVX512BF16__)
+                total[m][j] = (WideVec)_mm512_dpbf16_ps((__m512)total[m][j], (__m512bh)w[j],
+                                                        (__m512bh)_mm512_set1_epi32(pair));
+#else
+                const WideInt both = pair - WideInt{};
+                total[m][j] += (WideVec)(both << 16) * (WideVec)(w[j] << 16);
+                total[m][j] += (WideVec)(both & (int32_t)0xffff0000) * (WideVec)(w[j] & (int32_t)0xffff0000);
+#endif
+            }
+        }
+    }
+    for (int m = 0; m < M; ++m)
+        for (int j = 0; j < PARTS; ++j) *(WideVec*)(sums + m * WIDTH + j * WIDE) += total[m][j];
+}
+
+// As multiply_rows for a number of items that is known only now, M at most.
+template <int M, typename Input, typename Weight>
+void multiply_some(int64_t rows, const Input* x, int64_t stride, const Weight* panel, int64_t K, const float* scale,
+                   float* sums) {
+    if (rows == M) multiply_rows<M>(x, stride, panel, K, scale, sums);
+    else if constexpr (M > 1) multiply_some<M - 1>(rows, x, stride, panel, K, scale, sums);
+}
+
+// As multiply_rows, for any number of items, shared evenly by the fewest tiles.
+template <typename Input, typename Weight>
+void multiply_few(const Input* x, int64_t stride, const Weight* panel, int64_t B, int64_t K, const float* scale,
+                  float* sums) {
+    for (int64_t tiles = (B + ROWS - 1) / ROWS; tiles > 0; --tiles) {
+        const int64_t rows = B / tiles;
+        multiply_some<ROWS>(rows, x, stride, panel, K, scale, sums);
+        B -= rows;
+        x += rows * stride;
+        sums += rows * WIDTH;
     }
 }
 

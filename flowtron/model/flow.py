@@ -136,7 +136,7 @@ class Conditioner(nn.Module):
                 context.temperature,
                 None if context.attention is None else context.attention[:, t : t + 1],
             )
-            previous = attended.attention[:, 0].to(hidden.dtype)
+            previous = attended.attention[:, 0].to(cumulative.dtype)
             cumulative = cumulative + previous
             frames.append(attended)
         return Attended(*(torch.cat(parts, 1) for parts in zip(*frames))), (cumulative, previous)
@@ -171,7 +171,7 @@ class Conditioner(nn.Module):
                 context.attention,
             )
         else:
-            start = state.location or (hidden.new_zeros(context.token_mask.shape),) * 2
+            start = state.location or (previous.new_zeros(context.token_mask.shape),) * 2
             attended, location = self._attend_by_location(hidden, values, context, start)
         joined = torch.cat([hidden, attended.context.to(hidden.dtype)], 2)
         decoded, lstm_state = self.lstm(joined, state.lstm)
