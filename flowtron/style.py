@@ -9,9 +9,11 @@ Letters: T_mel frames, T_text tokens, D mel channels, K mixture components, S sp
 
 import copy
 import math
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from flowtron.model.prior import Mixture
 from flowtron.objective import beta_binomial_priors
 from flowtron.speech import Speech
 from flowtron.synthesizer import Synthesizer
+from flowtron.tensorfile import replaced_file
 
 ENCODE_BATCH = 8
 SHORTEST_FRAMES = 4
@@ -273,6 +276,66 @@ class Posterior:
     def source(self, seed: int, sigma: float | None = None) -> Latent:
         """Return the draw as a function of the number of frames, for `Synthesizer.render`."""
         return lambda n_frames: self.sample(n_frames, seed, sigma)
+
+
+@torch.inference_mode()
+def tempo(voice: Synthesizer, encodings: Sequence[Encoding]) -> float:
+    """How many times faster recordings are than the voice itself would speak them: a `rate` to speak at.
+
+    Where a model predicts durations, they are no part of z, and this is their evidence: the frames predicted for the
+    recordings' tokens over the frames recorded. 1 for a model without durations, whose rhythm comes from z.
+    """
+    predictor = voice.flowtron.duration_predictor
+    if predictor is None or not encodings:
+        return 1.0
+    device = next(voice.flowtron.parameters()).device
+    predicted = 0
+    for encoding in encodings:
+        tokens, lengths = pad_tokens([encoding.tokens], device)
+        speaker_id = torch.tensor([voice.speaker_id(encoding.speaker)], device=device)
+        predicted += int(predictor.sample(tokens, lengths, speaker_id).sum())
+    return predicted / sum(encoding.mel.shape[1] for encoding in encodings)
+
+
+class Evidence(NamedTuple):
+    """Recordings of a style, encoded: z (D, T_mel) each, their `tempo`, and as whom they were encoded."""
+
+    z: list[Tensor]
+    tempo: float
+    speaker: str
+
+    @classmethod
+    def of(cls, voice: Synthesizer, encodings: Sequence[Encoding]) -> "Evidence":
+        """Take what encodings tell."""
+        return cls([each.z for each in encodings], tempo(voice, encodings), encodings[0].speaker)
+
+    def save(self, path: str | Path) -> Path:
+        """Write an .npz: z_0, z_1, ... as float32, tempo, speaker, and the mean and deviation of z (D,) to look at."""
+        joined = torch.cat(self.z, 1)
+        arrays: dict[str, Any] = {f"z_{k}": z.numpy() for k, z in enumerate(self.z)}
+        arrays |= {"tempo": np.array(self.tempo), "speaker": np.array(self.speaker)}
+        arrays |= {"mean": joined.mean(1).numpy(), "deviation": joined.std(1).numpy()}
+        with replaced_file(Path(path)) as file:
+            np.savez(file, **arrays)
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Evidence":
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: it is no such file.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                n = sum(name.startswith("z_") for name in arrays.files)
+                z = [torch.from_numpy(arrays[f"z_{k}"]).float() for k in range(n)]
+                found = cls(z, float(arrays["tempo"]), str(arrays["speaker"]))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            raise InputError(f"{path}: not evidence of a style; write it with flowtron style encode.") from None
+        if not found.z or any(each.dim() != 2 or not each.shape[1] for each in found.z):
+            raise InputError(f"{path}: it holds no z; write it anew with flowtron style encode.")
+        return found
 
 
 def evidence_ratio(m: int, strength: float) -> float:

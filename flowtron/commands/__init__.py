@@ -27,6 +27,7 @@ COMMANDS = (
     "serve",
     "evaluate",
     "score",
+    "style",
     "mels",
     "convert",
     "export",

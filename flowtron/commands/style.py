@@ -1,0 +1,331 @@
+"""Speak in the style of recordings, with their rhythm, or between two voices.
+
+Where a model predicts durations, these are no part of z: `speak` takes the evidence's tempo along unless --rate is
+given. `mixture` without a text tells how recordings are shared among the components of the prior.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowtron.commands import Outcome, add_common_options, add_voice_options, check_writable, load_voice
+from flowtron.commands.say import PICTURES
+from flowtron.errors import InputError
+
+if TYPE_CHECKING:
+    from flowtron.data import Utterance
+    from flowtron.speech import Speech
+    from flowtron.style import Evidence
+    from flowtron.synthesizer import Synthesizer
+
+EXAMPLES = """\
+flowtron style encode -e excited.txt -i heart -o excited.npz
+flowtron style speak "Humans are walking on the streets?" -e excited.npz -i heart -o excited.wav
+flowtron style speak "Hello." -e take.wav --transcript "I am so happy." -i heart --lambda 0.1 --aggregation batch -s 0.3
+flowtron style transfer -e take.wav --transcript "I am so happy." -i joe --what rhythm -o joe.wav
+flowtron style interpolate "Somewhere in between." --speakers heart joe --weight 0.5
+flowtron style interpolate "From calm to lively." --seeds 1 2 --weight 0:0,1:1 --spherical -s 0.8 -i heart
+flowtron style mixture "One of several." -m runs/mixture --component 2 --translate 7:2
+flowtron style mixture -e corpus/test.txt -m runs/mixture --json
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `flowtron style`."""
+    # Without defaults, so that what is given before the action holds.
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    add_common_options(common)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, (function, groups) in ACTIONS.items():
+        help = (function.__doc__ or "").rstrip(".")
+        action = actions.add_parser(name, help=help, description=function.__doc__, parents=[common])
+        for group in groups:
+            group(action)
+        add_voice_options(action)
+        action.add_argument("-i", "--speaker", default=None, help="who speaks, by name or number; the first if absent")
+        default = DEFAULT_OUTPUTS.get(name, SOUND)
+        action.add_argument("-o", "--output", default=default, help="file to write (default: %(default)s)")
+
+
+def _text_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("text", nargs="*", help="what to say")
+
+
+def _evidence_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-e",
+        "--evidence",
+        action="append",
+        default=[],
+        help="a filelist path|text|speaker, an .npz of `encode`, or a recording with --transcript; may be repeated",
+    )
+    parser.add_argument("--transcript", action="append", default=[], help="what is said in each recording of -e")
+
+
+def _posterior_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lambda",
+        dest="strength",
+        type=float,
+        default=1e-4,
+        help="variance of the evidence around z: small follows it, large leaves the prior (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--aggregation",
+        choices=("time_and_batch", "batch"),
+        default="time_and_batch",
+        help="mean over frames and evidence, or over the evidence frame by frame (default: %(default)s)",
+    )
+    parser.add_argument("--frames", type=int, default=300, help="of the mean over a batch (default: %(default)s)")
+    parser.add_argument(
+        "--posterior-sigma", action="store_true", help="draw with the posterior's own variance in place of sigma"
+    )
+
+
+def _sampling_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-s", "--sigma", type=float, default=None, help="standard deviation of z: more is livelier")
+    parser.add_argument("--seed", type=int, default=1234, help="of the draw of z (default: %(default)s)")
+    parser.add_argument("--plot", default=None, help="picture of mel and attention to write")
+
+
+def _rate_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rate", type=float, default=None, help="speaking rate, 2 is twice as fast")
+
+
+def _transfer_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--what", choices=("rhythm", "alignment"), default="rhythm", help="durations, or the attention itself"
+    )
+
+
+def _between_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--speakers", nargs=2, default=None, metavar="NAME", help="two speakers")
+    parser.add_argument("--seeds", nargs=2, type=int, default=None, metavar="SEED", help="two draws of z")
+    parser.add_argument("--spherical", action="store_true", help="along the sphere, which keeps the size of z")
+    parser.add_argument(
+        "--weight",
+        default="0.5",
+        help="of the second, or SHARE:WEIGHT,... over the utterance, such as 0:0,1:1 (default: %(default)s)",
+    )
+
+
+def _mixture_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--component", type=int, default=None, help="by number; drawn by its probability if absent")
+    parser.add_argument(
+        "--translate",
+        action="append",
+        default=[],
+        metavar="DIMENSION:DEVIATIONS",
+        help="move the component's mean in one dimension, by its standard deviations",
+    )
+
+
+def run(options: argparse.Namespace) -> Outcome:
+    """Do what the action says."""
+    suffix = Path(DEFAULT_OUTPUTS.get(options.action, SOUND)).suffix
+    if Path(options.output).suffix.lower() != suffix:
+        raise InputError(f"{options.output}: {options.action} writes {suffix}; choose that suffix.")
+    plot = getattr(options, "plot", None)
+    check_writable(options.output, plot)
+    if plot and Path(plot).suffix.lower() not in PICTURES:
+        raise InputError(f"{plot}: pictures are written as {', '.join(PICTURES)}; choose one of these suffixes.")
+    function, _ = ACTIONS[options.action]
+    return function(options)
+
+
+def encode(options: argparse.Namespace) -> Outcome:
+    """Write recordings as evidence."""
+    _, evidence = _with_evidence(options)
+    path = evidence.save(options.output)
+    frames = sum(z.shape[1] for z in evidence.z)
+    text = f"{len(evidence.z)} recordings as {evidence.speaker}, {frames} frames, tempo {evidence.tempo:.3f}: {path}"
+    return Outcome(
+        text,
+        {
+            "file": str(path),
+            "recordings": len(evidence.z),
+            "frames": frames,
+            "speaker": evidence.speaker,
+            "tempo": evidence.tempo,
+            "size": [float(z.square().mean().sqrt()) for z in evidence.z],
+        },
+    )
+
+
+def speak(options: argparse.Namespace) -> Outcome:
+    """Speak a text in the style of evidence."""
+    from flowtron.style import Posterior
+
+    text = _text(options)
+    voice, evidence = _with_evidence(options)
+    posterior = Posterior.of(evidence.z, options.strength, options.aggregation, options.frames)
+    sampling = _sampling(options)
+    share = 1 - posterior.variance
+    # The tempo is evidence like z: a large lambda leaves the voice's own.
+    sampling.setdefault("rate", evidence.tempo**share)
+    z = posterior.source(options.seed, None if options.posterior_sigma else sampling["sigma"])
+    speech = voice.render(text, options.speaker, z=z, seed=options.seed, **sampling)
+    return _written(speech, options, {"recordings": len(evidence.z), "rate": sampling["rate"], "weight": share})
+
+
+def transfer(options: argparse.Namespace) -> Outcome:
+    """Speak a recording's words with its rhythm or alignment."""
+    from flowtron.style import encode as encode_recordings
+    from flowtron.style import prior_source, transfer_alignment, transfer_rhythm
+
+    utterances = _recordings(options)
+    if len(utterances) != 1:
+        raise InputError(f"transfer speaks the words of one recording, but was given {len(utterances)}; name one.")
+    voice = load_voice(options)
+    # The recording's own speaker may be none of the voice's; what aligns it best is who will speak.
+    own = utterances[0].speaker in voice.speakers
+    (encoding,) = encode_recordings(voice, utterances, None if own else voice.speaker_id(options.speaker))
+    z = prior_source(voice, options.seed, _sampling(options)["sigma"])
+    function = transfer_rhythm if options.what == "rhythm" else transfer_alignment
+    return _written(function(voice, encoding, voice.speaker_id(options.speaker), z), options, {"what": options.what})
+
+
+def interpolate(options: argparse.Namespace) -> Outcome:
+    """Speak a text between two speakers, or two draws."""
+    from flowtron.style import blend_speakers, interpolation_source, prior_source
+
+    text = _text(options)
+    if (options.speakers is None) == (options.seeds is None):
+        raise InputError("interpolate goes between two speakers or two draws; give either --speakers or --seeds.")
+    weight = _weight(options.weight)
+    voice = load_voice(options)
+    sampling = _sampling(options)
+    if options.speakers:
+        first, second = options.speakers
+        blended, name = blend_speakers(voice, first, second, weight, text)
+        speech = blended.render(text, name, seed=options.seed, **sampling)
+    else:
+        draws = [prior_source(voice, seed, sampling["sigma"]) for seed in options.seeds]
+        z = interpolation_source(draws[0], draws[1], weight, options.spherical)
+        speech = voice.render(text, options.speaker, z=z, seed=options.seed, **sampling)
+    return _written(speech, options, {"weight": weight})
+
+
+def mixture(options: argparse.Namespace) -> Outcome:
+    """Speak from a component of a mixture prior, or tell how recordings are shared among the components."""
+    from flowtron.style import component_shares, prior_source, translate
+    from flowtron.style import encode as encode_recordings
+
+    voice = load_voice(options)
+    if voice.flowtron.mixture is None:
+        raise InputError("this model's prior is no mixture; train one with model_config.n_components of 2 or more.")
+    if not options.text:
+        shares = component_shares(encode_recordings(voice, _recordings(options), options.speaker))
+        rows = [f"{name:16s}" + "".join(f"{p:8.3f}" for p in shares[name].tolist()) for name in shares]
+        title = f"{'speaker':16s}" + "".join(f"{k:8d}" for k in range(voice.flowtron.mixture.n_components))
+        return Outcome("\n".join([title, *rows]), {"shares": {name: shares[name].tolist() for name in shares}})
+    import torch
+
+    with torch.inference_mode():
+        prior = voice.flowtron.mixture.unconditional()
+    n_components, n_dimensions = prior.prob.shape[1], prior.mean.shape[1]
+    chosen = range(n_components) if options.component is None else [options.component]
+    for each in options.translate:
+        dimension, deviations = _pair(each, "--translate")
+        if dimension != int(dimension) or not 0 <= dimension < n_dimensions:
+            raise InputError(f"--translate {each}: dimensions are 0 to {n_dimensions - 1}; choose one of them.")
+        for component in chosen:
+            if 0 <= component < n_components:
+                prior = translate(prior, component, int(dimension), deviations)
+    sampling = _sampling(options)
+    z = prior_source(voice, options.seed, sampling["sigma"], prior, options.component)
+    speech = voice.render(_text(options), options.speaker, z=z, seed=options.seed, **sampling)
+    return _written(speech, options, {"component": options.component})
+
+
+SOUND = "style.wav"
+DEFAULT_OUTPUTS = {"encode": "style.npz"}
+Group = Callable[[argparse.ArgumentParser], None]
+ACTIONS: dict[str, tuple[Callable[[argparse.Namespace], Outcome], tuple[Group, ...]]] = {
+    "encode": (encode, (_evidence_options,)),
+    "speak": (speak, (_text_options, _evidence_options, _posterior_options, _sampling_options, _rate_option)),
+    "transfer": (transfer, (_evidence_options, _transfer_options, _sampling_options)),
+    "interpolate": (interpolate, (_text_options, _between_options, _sampling_options, _rate_option)),
+    "mixture": (mixture, (_text_options, _evidence_options, _mixture_options, _sampling_options, _rate_option)),
+}
+
+
+def _text(options: argparse.Namespace) -> str:
+    text = " ".join(options.text)
+    if not any(character.isalnum() for character in text):
+        raise InputError(f"the text is {text[:60]!r}, with nothing to speak; give it at least one word.")
+    return text
+
+
+def _sampling(options: argparse.Namespace) -> dict[str, Any]:
+    from flowtron.synthesizer import DEFAULT_SIGMA
+
+    sampling = {"sigma": DEFAULT_SIGMA if options.sigma is None else options.sigma}
+    return sampling if getattr(options, "rate", None) is None else {**sampling, "rate": options.rate}
+
+
+def _recordings(options: argparse.Namespace) -> list["Utterance"]:
+    """Utterances of filelists, and of recordings with their transcripts."""
+    from flowtron.data import Utterance, read_filelist
+
+    if not options.evidence:
+        raise InputError("there is no evidence; give a filelist, or a recording with its --transcript, with -e.")
+    found: list[Utterance] = []
+    transcripts = list(options.transcript)
+    for name in options.evidence:
+        if Path(name).suffix.lower() == ".txt":
+            found += read_filelist(name)
+        elif not transcripts:
+            raise InputError(f"{name}: what is said in it must be known; give --transcript.")
+        else:
+            found.append(Utterance(Path(name), transcripts.pop(0), ""))
+    if transcripts:
+        raise InputError(f"--transcript {transcripts[0]!r} belongs to no recording; name one with -e for each.")
+    return found
+
+
+def _with_evidence(options: argparse.Namespace) -> tuple["Synthesizer", "Evidence"]:
+    """The voice, and the evidence encoded as the speaker who will speak."""
+    from flowtron.style import Evidence
+    from flowtron.style import encode as encode_recordings
+
+    saved = [Path(name) for name in options.evidence if Path(name).suffix.lower() == ".npz"]
+    if saved and (len(options.evidence) > 1 or options.transcript):
+        raise InputError(f"{saved[0]}: an .npz is all the evidence; encode all recordings together.")
+    utterances = [] if saved else _recordings(options)
+    voice = load_voice(options)
+    if saved:
+        evidence = Evidence.load(saved[0])
+        n_mels = voice.flowtron.n_mels
+        if any(len(z) != n_mels for z in evidence.z):
+            raise InputError(f"{saved[0]}: its z are not of {n_mels} channels as this model's; encode with this model.")
+        return voice, evidence
+    return voice, Evidence.of(voice, encode_recordings(voice, utterances, voice.speaker_id(options.speaker)))
+
+
+def _pair(text: str, option: str) -> tuple[float, float]:
+    first, _, second = text.partition(":")
+    try:
+        return float(first), float(second)
+    except ValueError:
+        raise InputError(f"{option} {text}: expected two numbers as in 0.5:1; correct it.") from None
+
+
+def _weight(text: str) -> float | list[tuple[float, float]]:
+    if ":" in text:
+        return [_pair(point, "--weight") for point in text.split(",")]
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--weight {text}: expected a number, or points such as 0:0,1:1; correct it.") from None
+
+
+def _written(speech: "Speech", options: argparse.Namespace, values: dict[str, Any]) -> Outcome:
+    """Write the sound and its picture, and tell of it."""
+    written = [speech.save(options.output)]
+    if options.plot:
+        written.append(speech.plot(options.plot))
+    files = ", ".join(map(str, written))
+    values = {"files": [str(path) for path in written], "seconds": speech.seconds, "speaker": speech.speaker, **values}
+    return Outcome(f"{speech.seconds:.2f} s by {speech.speaker}: {files}", {**values, "notes": speech.notes})

@@ -1,0 +1,191 @@
+"""`flowtron style` on a tiny voice: every action, right and wrong."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from tiny import save_tiny_voice, write_wav
+
+from flowtron.cli import main
+from flowtron.data import Utterance
+from flowtron.errors import InputError
+from flowtron.style import Evidence, Posterior, blend_speakers, encode, interpolation_source, prior_source, tempo
+from flowtron.synthesizer import DEFAULT_SIGMA, Synthesizer
+
+TEXT = "Hello there."
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("style")
+    save_tiny_voice(folder / "voice")
+    save_tiny_voice(folder / "mixture", n_components=3, mean_scale=3.0)
+    lines = []
+    for number in range(3):
+        write_wav(folder / "wavs" / f"{number}.wav", 0.4 + 0.1 * number, hz=150 + 60 * number)
+        lines.append(f"wavs/{number}.wav|A tone number {number}.|{'ann' if number else 'ben'}")
+    (folder / "list.txt").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def voice(folder):
+    return Synthesizer.load(folder / "voice", "griffin_lim")
+
+
+@pytest.fixture
+def style(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def run(action, *arguments, model="voice"):
+        code = main(["style", action, "-m", str(folder / model), "-v", "griffin_lim", "--json", *map(str, arguments)])
+        output, error = capsys.readouterr()
+        return (json.loads(output) if code == 0 else error), code
+
+    return run
+
+
+def wav(values):
+    from flowtron.audio import load_wav
+
+    return load_wav(values["files"][0], 22050)
+
+
+def close(values, speech):
+    """Whether a written sound is a speech's, up to the 16 bits of the file."""
+    sound = wav(values)
+    return len(sound) == len(speech.wav) and float((sound - torch.from_numpy(speech.wav)).abs().max()) < 1e-3
+
+
+def test_evidence_goes_through_a_file(style, voice, folder):
+    written, code = style("encode", "-e", folder / "list.txt", "-i", "ben", "-o", "e.npz")
+    assert code == 0 and written["recordings"] == 3 and written["speaker"] == "ben"
+    evidence = Evidence.load("e.npz")
+    rows = [(0, "ben"), (1, "ann"), (2, "ann")]
+    utterances = [Utterance(folder / "wavs" / f"{k}.wav", f"A tone number {k}.", name) for k, name in rows]
+    encodings = encode(voice, utterances, "ben")
+    for z, encoding in zip(evidence.z, encodings, strict=True):
+        torch.testing.assert_close(z, encoding.z)
+    assert evidence.tempo == written["tempo"] == tempo(voice, encodings)
+    with np.load("e.npz") as arrays:
+        joined = torch.cat(evidence.z, 1)
+        np.testing.assert_allclose(arrays["mean"], joined.mean(1), rtol=1e-5)
+        np.testing.assert_allclose(arrays["deviation"], joined.std(1), rtol=1e-5)
+
+
+def test_speaking_with_evidence_is_the_posterior(style, voice, folder):
+    style("encode", "-e", folder / "list.txt", "-i", "ben", "-o", "e.npz")
+    evidence = Evidence.load("e.npz")
+    spoken, code = style("speak", TEXT, "-e", "e.npz", "-i", "ben", "--lambda", 3.0, "-s", 0.4, "--seed", 5)
+    assert code == 0 and spoken["weight"] == pytest.approx(0.5) and spoken["speaker"] == "ben"
+    assert spoken["rate"] == pytest.approx(evidence.tempo**0.5)
+    posterior = Posterior.of(evidence.z, 3.0, "time_and_batch")
+    expected = voice.render(TEXT, "ben", z=posterior.source(5, 0.4), sigma=0.4, seed=5, rate=spoken["rate"])
+    assert close(spoken, expected)
+    # From the recordings themselves, it is the same.
+    again, _ = style("speak", TEXT, "-e", folder / "list.txt", "-i", "ben", "--lambda", 3.0, "-s", 0.4, "--seed", 5)
+    assert close(again, expected)
+
+
+def test_aggregation_variance_and_rate_are_chosen(style, voice, folder):
+    recording = folder / "wavs" / "1.wav"
+    said = ["--transcript", "A tone number 1."]
+    options = ["--aggregation", "batch", "--frames", 20, "--posterior-sigma", "--lambda", 1.0, "--rate", 1.3]
+    spoken, code = style("speak", TEXT, "-e", recording, *said, "-i", "ann", *options, "--plot", "a.png")
+    assert code == 0 and spoken["rate"] == 1.3 and spoken["files"][1] == "a.png"
+    (encoding,) = encode(voice, [Utterance(recording, said[1], "ann")])
+    posterior = Posterior.of([encoding.z], 1.0, "batch", 20)
+    z = posterior.source(1234, None)
+    assert close(spoken, voice.render(TEXT, "ann", z=z, sigma=DEFAULT_SIGMA, rate=1.3))
+
+
+def test_tempo_is_recorded_against_predicted(voice, folder):
+    def pace(seconds):
+        path = write_wav(folder / "wavs" / f"pace{seconds}.wav", seconds)
+        return tempo(voice, encode(voice, [Utterance(path, "A tone.", "ann")]))
+
+    assert pace(0.5) / pace(1.0) == pytest.approx(2.0, rel=0.03)
+    assert tempo(voice, []) == 1.0
+
+
+@pytest.mark.parametrize("what", ["rhythm", "alignment"])
+def test_rhythm_is_transferred(style, voice, folder, what):
+    recording = Utterance(folder / "wavs" / "2.wav", "A tone number 2.", "ben")
+    said = ["-e", recording.path, "--transcript", recording.text]
+    spoken, code = style("transfer", *said, "-i", "ben", "--what", what, "-s", 0.5)
+    (encoding,) = encode(voice, [recording])
+    assert code == 0 and len(wav(spoken)) // 256 + 1 - encoding.mel.shape[1] in (0, 1)
+    from flowtron.style import transfer_alignment, transfer_rhythm
+
+    function = {"rhythm": transfer_rhythm, "alignment": transfer_alignment}[what]
+    assert close(spoken, function(voice, encoding, "ben", prior_source(voice, 1234, 0.5)))
+
+
+def test_between_speakers_and_between_draws(style, voice):
+    spoken, code = style("interpolate", TEXT, "--speakers", "ann", "ben", "--weight", 0.25)
+    blended, name = blend_speakers(voice, "ann", "ben", 0.25)
+    assert code == 0 and spoken["speaker"] == name and close(spoken, blended.render(TEXT, name))
+    moving, code = style("interpolate", TEXT, "--seeds", 1, 2, "--weight", "0:0,1:1", "--spherical", "-s", 0.7)
+    draws = prior_source(voice, 1, 0.7), prior_source(voice, 2, 0.7)
+    z = interpolation_source(*draws, [(0.0, 0.0), (1.0, 1.0)], spherical=True)
+    assert code == 0 and close(moving, voice.render(TEXT, z=z, sigma=0.7))
+    over, code = style("interpolate", TEXT, "--speakers", "ann", "ben", "--weight", "0:0,1:1")
+    assert code == 0 and over["speaker"] == name
+
+
+def test_components_are_told_chosen_and_moved(style, folder):
+    told, code = style("mixture", "-e", folder / "list.txt", model="mixture")
+    assert code == 0 and set(told["shares"]) == {"ann", "ben"}
+    assert all(sum(row) == pytest.approx(1, abs=1e-5) and len(row) == 3 for row in told["shares"].values())
+    sounds = []
+    for options in (["--component", 0], ["--component", 1], ["--component", 1, "--translate", "7:3"]):
+        spoken, code = style("mixture", TEXT, *options, "-s", 0.5, model="mixture")
+        assert code == 0
+        sounds.append(wav(spoken))
+    assert not any(len(a) == len(b) and torch.equal(a, b) for a, b in pairwise(sounds))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["speak", "Hi."], "no evidence"),
+        (["speak", "...", "-e", "e.npz"], "nothing to speak"),
+        (["speak", "Hi.", "-e", "none.npz"], "not evidence of a style"),
+        (["speak", "Hi.", "-e", "none.npz", "-e", "b.wav"], "all the evidence"),
+        (["speak", "Hi.", "-e", "none.wav"], "give --transcript"),
+        (["speak", "Hi.", "-e", "none.txt"], "none.txt"),
+        (["encode", "-e", "none.wav", "--transcript", "a", "--transcript", "b"], "belongs to no recording"),
+        (["encode", "-e", "none.txt", "-o", "a.wav"], "choose that suffix"),
+        (["transfer"], "no evidence"),
+        (["transfer", *["-e", "a.wav", "--transcript", "a"] * 2], "given 2"),
+        (["interpolate", "Hi."], "give either"),
+        (["interpolate", "Hi.", "--seeds", "1", "2", "--weight", "a"], "--weight a"),
+        (["interpolate", "Hi.", "--seeds", "1", "2", "--weight", "0:b"], "--weight 0:b"),
+        (["interpolate", "Hi.", "--seeds", "1", "2", "--weight", "0:0,3:1"], "expected points"),
+        (["interpolate", "Hi.", "--speakers", "ann", "carl"], "'carl'"),
+        (["mixture", "Hi."], "no mixture"),
+    ],
+)
+def test_mistakes_are_answered_in_a_sentence(style, arguments, message):
+    error, code = style(*arguments)
+    assert code == 2 and message in error and error.startswith("flowtron style: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--component", "3"], "component is 3"), (["--translate", "80:1"], "0 to 79"), (["--translate", "x"], "x")],
+)
+def test_impossible_components_are_refused(style, options, message):
+    error, code = style("mixture", "Hi.", *options, model="mixture")
+    assert code == 2 and message in error
+
+
+def test_a_file_of_something_else_is_no_evidence(tmp_path, style):
+    np.savez(tmp_path / "a.npz", z_0=np.zeros((3, 4)), tempo=1.0, speaker="ann")
+    error, code = style("speak", "Hi.", "-e", tmp_path / "a.npz")
+    assert code == 2 and "not of 80 channels" in error
+    np.savez(tmp_path / "b.npz", tempo=1.0, speaker="ann")
+    with pytest.raises(InputError, match="holds no z"):
+        Evidence.load(tmp_path / "b.npz")
