@@ -46,14 +46,18 @@ class GriffinLim:
             missing = settings.n_fft // settings.hop_length + 1
             silence = mel.new_full((*mel.shape[:2], missing), float(mel.min()))
             return self(torch.cat([mel, silence], 2))[:, : mel.shape[2] * settings.hop_length]
-        before = torch.zeros_like(phase)
+        spectrum, before = magnitude * phase, None
         for _ in range(self.n_iter):
-            wav = torch.istft(magnitude * phase, *geometry, length=n_samples)
+            wav = torch.istft(spectrum, *geometry, length=n_samples)
             rebuilt = torch.stft(wav, *geometry, return_complex=True)
-            ahead = rebuilt - before * (self.momentum / (1 + self.momentum))
-            phase = ahead / ahead.abs().clamp(min=1e-12)
-            before = rebuilt
-        wav = torch.istft(magnitude * phase, *geometry, length=n_samples)
+            ahead = torch.view_as_real(rebuilt)
+            if before is not None:
+                ahead = ahead - before * (self.momentum / (1 + self.momentum))
+            before = torch.view_as_real(rebuilt)
+            # The phase of `ahead` with the known magnitude; squares and a root take a third of what a complex norm takes.
+            power = ahead[..., 0].square().addcmul_(ahead[..., 1], ahead[..., 1])
+            spectrum = torch.view_as_complex(ahead * (magnitude * power.clamp_(min=1e-24).rsqrt_())[..., None])
+        wav = torch.istft(spectrum, *geometry, length=n_samples)
         return torch.nn.functional.pad(wav, (0, settings.hop_length)).clamp(-1, 1)
 
     def stream(self, mels: Iterable[Tensor]) -> Iterator[Tensor]:
