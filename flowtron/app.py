@@ -16,9 +16,9 @@ import numpy as np
 
 from flowtron.encode import encode
 from flowtron.errors import InputError
+from flowtron.inference import DEFAULT_SIGMA
 from flowtron.service import SEED_LIMIT, Service, describe
 from flowtron.speech import Speech
-from flowtron.synthesizer import DEFAULT_SIGMA
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 

@@ -33,6 +33,7 @@ NOISE_BLOCK_FRAMES = 64
 WINDOW = AttentionWindow()
 # Durations are drawn one by one, and rhythm falls apart long before the voice does: see docs/VOICE.md.
 DURATION_SHARE = 0.2
+DEFAULT_SIGMA = 0.333  # chosen by word error rate: docs/VOICE.md
 # A latent (D, T_mel) in natural order of time, or what gives one for a number of frames.
 Latent = Tensor | Callable[[int], Tensor]
 
@@ -57,7 +58,7 @@ class SamplingOptions:
     durations. prenet_dropout: of a Tacotron 2, in place of sigma, which it has not.
     """
 
-    sigma: float = 0.667
+    sigma: float = DEFAULT_SIGMA
     duration_sigma: float | None = None
     rate: float = 1.0
     temperature: float = 1.0
@@ -76,7 +77,7 @@ class SamplingOptions:
         """
         if not 0 <= self.sigma < math.inf:
             raise InputError(
-                f"sigma is {self.sigma}, but it is a standard deviation; give 0 or more, for example 0.667."
+                f"sigma is {self.sigma}, but it is a standard deviation; give 0 or more, for example {DEFAULT_SIGMA}."
             )
         if self.duration_sigma is not None and not 0 <= self.duration_sigma < math.inf:
             raise InputError(

@@ -17,6 +17,7 @@ import numpy as np
 
 from flowtron.errors import InputError
 from flowtron.text import Tokenizer
+from flowtron.text.ipa import replace_typed_ipa
 
 DESCRIPTION = "onnx.json"
 FRAMES_PER_TOKEN = 12
@@ -164,20 +165,28 @@ class OnnxFlowtron:
         raise InputError(f"speaker {speaker!r} is not one of this model's ({', '.join(names)}); choose one of them.")
 
     def __call__(
-        self, text: str, speaker: str | int | None = None, sigma: float = 0.667, seed: int = 1234, rate: float = 1.0
+        self,
+        text: str,
+        speaker: str | int | None = None,
+        sigma: float | None = None,
+        seed: int = 1234,
+        rate: float = 1.0,
     ) -> Sample:
-        """Speak one sentence; the arguments are those of `Synthesizer`, the draw is numpy's.
+        """Speak one sentence; arguments and their defaults are those of `Synthesizer`, the draw is numpy's.
 
         Raises:
             InputError: there is nothing to say, or no such speaker.
         """
-        tokens = self.tokenizer.encode(text).tokens
+        sigma = self.about["sigma"] if sigma is None else sigma
+        typed = "[[" in text and "ipa_cleaners" not in self.tokenizer.cleaners
+        tokens = self.tokenizer.encode(replace_typed_ipa(text) if typed else text).tokens
         encoded = self.encode(tokens, self.speaker_id(speaker))
         generator = np.random.default_rng(seed)
         prior = None
         n_frames = int((FRAMES_AT_LEAST + FRAMES_PER_TOKEN * len(tokens)) / rate)
         if self.about["has_durations"]:
-            noise = sigma * generator.standard_normal(len(tokens)) if sigma > 0 else None
+            share = self.about["duration_share"] * sigma
+            noise = share * generator.standard_normal(len(tokens)) if sigma > 0 else None
             prior = self.prior(self.durations(encoded, noise, rate))
             n_frames = len(prior)
         z = sigma * generator.standard_normal((n_frames, self.about["n_mels"])).T
@@ -228,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", help="what flowtron export --format onnx wrote")
     parser.add_argument("text")
     parser.add_argument("-i", "--speaker", default=None)
-    parser.add_argument("-s", "--sigma", type=float, default=0.667)
+    parser.add_argument("-s", "--sigma", type=float, default=None, help="by the model")
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--rate", type=float, default=1.0)
     parser.add_argument("-o", "--output", default="speech.wav")

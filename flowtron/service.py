@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from flowtron.errors import InputError
+from flowtron.inference import DEFAULT_SIGMA
 from flowtron.speech import Speech
-from flowtron.synthesizer import DEFAULT_SIGMA, Synthesizer
+from flowtron.synthesizer import Synthesizer
 
 T = TypeVar("T")
 SEED_LIMIT = 2**31

@@ -2,7 +2,7 @@
 
 import flowtron
 voice = flowtron.load("runs/demo/checkpoints/00010000")
-voice("Hello.", speaker="heart", sigma=0.667, seed=1).save("hello.wav")
+voice("Hello.", speaker="heart", sigma=0.333, seed=1).save("hello.wav")
 """
 
 import warnings
@@ -20,6 +20,7 @@ from flowtron.audio import AudioSettings, WavWriter
 from flowtron.checkpoint import best_checkpoint, load_model
 from flowtron.errors import InputError
 from flowtron.inference import (
+    DEFAULT_SIGMA,
     Latent,
     SamplingOptions,
     Synthesized,
@@ -34,9 +35,9 @@ from flowtron.model import AcousticModel, Flowtron
 from flowtron.passages import Passage, passages
 from flowtron.speech import Interval, Narration, Speech
 from flowtron.text import SYMBOLS, TokenizedText, Tokenizer
+from flowtron.text.ipa import replace_typed_ipa
 from flowtron.vocoder import Vocoder, load_vocoder
 
-DEFAULT_SIGMA = 0.333  # chosen by word error rate: docs/VOICE.md
 MAX_BATCH = 16
 CHUNK_FRAMES = 64  # that a vocoder is given at a time when sound is streamed
 DENSE_ATTENTION = 1 << 25  # numbers in the attention of a joined text; a longer text's is sparse
@@ -373,13 +374,9 @@ class Synthesizer:
         ]
 
     def _tokenize(self, text: str) -> TokenizedText | InputError:
-        if "[[" in text and "ipa_cleaners" not in self.tokenizer.cleaners:
-            return InputError(
-                f"{text!r} has a pronunciation in [[IPA]], but this model has no IPA symbols; write the word in "
-                "ARPAbet, for example {HH AH0 L OW1}."
-            )
         try:
-            tokenized = self.tokenizer.encode(text)
+            typed = "[[" in text and "ipa_cleaners" not in self.tokenizer.cleaners
+            tokenized = self.tokenizer.encode(replace_typed_ipa(text) if typed else text)
         except InputError as error:
             return error
         if not tokenized.words:

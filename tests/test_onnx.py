@@ -13,7 +13,7 @@ from flowtron.checkpoint import load_model, save_model
 from flowtron.cli import main
 from flowtron.config import Config, ModelConfig
 from flowtron.errors import InputError
-from flowtron.inference import draw_noise
+from flowtron.inference import DEFAULT_SIGMA, DURATION_SHARE, draw_noise
 from flowtron.model import build_model
 from flowtron.model.aligner import path_prior
 from flowtron.onnx_runner import OnnxFlowtron, mel_filters
@@ -97,6 +97,19 @@ def test_the_runner_speaks_without_torch(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "no exported model" in done.stderr and "'eve' is not one" in done.stderr
     assert (tmp_path / "a.wav").stat().st_size > 1000
+
+
+def test_the_runner_draws_as_the_synthesizer_does(tmp_path):
+    source = checkpoint(tmp_path / "model", aligner_dim=8)
+    main(["export", "--format", "onnx", str(source), str(tmp_path / "onnx")])
+    runner = OnnxFlowtron(tmp_path / "onnx")
+    assert (runner.about["sigma"], runner.about["duration_share"]) == (DEFAULT_SIGMA, DURATION_SHARE)
+    text = "One [[tuː]] three."
+    np.testing.assert_array_equal(runner(text).mel, runner(text, sigma=DEFAULT_SIGMA).mel)
+    tokens = runner.tokenizer.encode("One {T UW1} three.").tokens
+    noise = DURATION_SHARE * 2.0 * np.random.default_rng(1234).standard_normal(len(tokens))
+    wanted = runner.durations(runner.encode(tokens), noise).sum()
+    assert runner(text, sigma=2.0).mel.shape[1] == wanted
 
 
 def test_what_cannot_be_exported(tmp_path, capsys):

@@ -366,7 +366,7 @@ def test_a_browser_hears_a_speaker_between_two(page, voice):
     page.locator("#between-button").click()
     wav, _ = spoken(page, "between")
     from flowtron.app import blend
-    from flowtron.synthesizer import DEFAULT_SIGMA
+    from flowtron.inference import DEFAULT_SIGMA
 
     expected = blend(Service({"tiny": voice}), "Somewhere in between.", "ann", "ben", 0.25, DEFAULT_SIGMA, 1234)
     assert len(wav) == len(expected.wav) and np.abs(wav - expected.wav).max() < 1e-3

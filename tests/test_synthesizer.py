@@ -217,10 +217,16 @@ def test_unspeakable_passages_are_left_out_with_a_note(voice):
     assert any("left out" in note for note in speech.notes)
     with pytest.raises(InputError, match="no word that this model can speak"):
         voice("Здравствуйте.")
-    with pytest.raises(InputError, match="no IPA symbols"):
-        voice("[[həˈloʊ]]")
+    with pytest.raises(InputError, match="has no counterpart"):
+        voice("[[lɔχ]]")
     with pytest.raises(InputError, match="nothing to speak"):
         voice(" ... ")
+
+
+def test_typed_ipa_is_spoken_as_arpabet(voice):
+    ipa, arpabet = voice("One [[həˈloʊ]] two."), voice("One {HH AH0 L OW1} two.")
+    assert [token.text for token in ipa.tokens] == [token.text for token in arpabet.tokens]
+    assert ipa.mel.equal(arpabet.mel)
 
 
 def test_passages_and_their_pauses():

@@ -16,7 +16,7 @@ from flowtron.text.cleaners import (
     flowtron_cleaners,
     transliteration_cleaners,
 )
-from flowtron.text.ipa import ipa_cleaners
+from flowtron.text.ipa import ipa_cleaners, ipa_to_arpabet, replace_typed_ipa
 from flowtron.text.korean import decompose, korean_cleaners, read_native, read_sino
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "TEXT.md").read_text(encoding="utf-8")
@@ -170,3 +170,29 @@ def test_no_text_crashes_another_language(text: str, language: tuple[tuple[str, 
 
 def test_ipa_cleaner_keeps_ascii_g_out() -> None:
     assert ipa_cleaners("/ga/") == "ɡa"
+
+
+@pytest.mark.parametrize(
+    ("ipa", "arpabet"),
+    [
+        ("həˈloʊ", "{HH AH0 L OW1}"),
+        ("/ˈt͡ʃɜːrtʃ/", "{CH ER1 CH}"),
+        ("dʒʌdʒ", "{JH AH1 JH}"),
+        ("əˌbaʊt", "{AH0 B AW2 T}"),
+        ("əbaʊt", "{AH0 B AW1 T}"),
+        ("ˈbʌtn̩", "{B AH1 T AH0 N}"),
+        ("ˈwɔːtɚ ðə", "{W AO1 T ER0} {DH AH0}"),
+        ("gɪv", "{G IH1 V}"),
+    ],
+)
+def test_ipa_becomes_arpabet(ipa, arpabet):
+    assert ipa_to_arpabet(ipa) == arpabet
+    assert replace_typed_ipa(f"Say [[{ipa}]], and [[{ipa}]].") == f"Say {arpabet}, and {arpabet}."
+
+
+@pytest.mark.parametrize(
+    ("text", "match"), [("[[lɔχ]]", "'χ'"), ("[[]]", "no sound"), ("[[ˈ]]", "no sound"), ("[[lɔ]", "without closing")]
+)
+def test_ipa_without_counterpart_is_refused(text, match):
+    with pytest.raises(InputError, match=match):
+        replace_typed_ipa(text)

@@ -27,8 +27,8 @@ def run(options: argparse.Namespace) -> Outcome:
 
     from flowtron.data import read_filelist
     from flowtron.errors import InputError
+    from flowtron.inference import DEFAULT_SIGMA
     from flowtron.style import encode, predict_along
-    from flowtron.synthesizer import DEFAULT_SIGMA
     from flowtron.tensorfile import replaced_file
 
     folder = Path(options.folder)

@@ -54,7 +54,7 @@ class GriffinLim:
             if before is not None:
                 ahead = ahead - before * (self.momentum / (1 + self.momentum))
             before = torch.view_as_real(rebuilt)
-            # The phase of `ahead` with the known magnitude; squares and a root take a third of what a complex norm takes.
+            # The phase of `ahead` and the known magnitude; squares and a root are faster than a complex norm.
             power = ahead[..., 0].square().addcmul_(ahead[..., 1], ahead[..., 1])
             spectrum = torch.view_as_complex(ahead * (magnitude * power.clamp_(min=1e-24).rsqrt_())[..., None])
         wav = torch.istft(spectrum, *geometry, length=n_samples)
