@@ -4,7 +4,9 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from flowtron.checkpoint import load_model, save_model
@@ -16,6 +18,7 @@ from flowtron.text import SYMBOLS
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import make_recordings
 import release_voice
+import sigma_table
 
 TINY = {
     "train_config": {"output_directory": "/home/somebody/run"},
@@ -63,3 +66,14 @@ def test_transcripts_leave_out_tones_and_sounds(tmp_path):
     (tmp_path / "core-sounds-en.txt.gz").write_bytes(gzip.compress(lines.encode()))
     found = make_recordings.transcripts(tmp_path)
     assert found == {"hello": "Hello.", "menu": "Press one.", "bye": "Bye...", "why": "Why?"}
+
+
+def test_sigma_table_has_a_row_a_sigma_below_those_of_the_recordings(tmp_path):
+    buzz = 0.2 * np.sign(np.sin(2 * np.pi * 120 * np.arange(22050) / 22050)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", buzz, 22050)
+    (tmp_path / "list.txt").write_text(f"{tmp_path / 'a.wav'}|Yes, it is.|heart\n", encoding="utf-8")
+    found = sigma_table.measure("demo", str(tmp_path / "list.txt"), 1, [0.0, 0.5], "griffin_lim")
+    lines = sigma_table.table(found).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| recordings", "| copy synthesis", "| 0", "| 0.5"]
+    assert len({line.count("|") for line in lines}) == 1
+    assert abs(float(lines[2].split(" | ")[3]) - 120) < 3
