@@ -6,9 +6,12 @@ import sys
 import time
 from collections.abc import Callable
 
+said: list[str] = []
+
 
 def say(line: str) -> None:
-    """Tell people how it goes; standard output is for the figures."""
+    """Tell people how it goes, and keep it in `said`; standard output is for the figures."""
+    said.append(line)
     print(line, file=sys.stderr, flush=True)
 
 

@@ -40,6 +40,13 @@ DEMO = load_config(HERE.parent / "configs/demo.json").model.model_copy(
 )
 SIZES = {"full": (FULL, 6), "demo": (DEMO, 16)}
 FRAMES, TOKENS = 500, 90
+GOALS = {
+    "train_full_speedup": "at least 3",
+    "train_full_memory_ratio": "at most 1/3",
+    "train_demo_speedup": "at least 4",
+    "prior_speedup": "at least 50",
+    "ddp2_scaling": "at least 1.8",
+}
 TRAIN = TrainConfig(use_ctc_loss=False)
 
 

@@ -46,17 +46,19 @@ class GriffinLim:
             missing = settings.n_fft // settings.hop_length + 1
             silence = mel.new_full((*mel.shape[:2], missing), float(mel.min()))
             return self(torch.cat([mel, silence], 2))[:, : mel.shape[2] * settings.hop_length]
+        magnitude = magnitude.mT.contiguous().mT  # lies as spectra do, frame by frame
         spectrum, before = magnitude * phase, None
         for _ in range(self.n_iter):
             wav = torch.istft(spectrum, *geometry, length=n_samples)
             rebuilt = torch.stft(wav, *geometry, return_complex=True)
-            ahead = torch.view_as_real(rebuilt)
-            if before is not None:
-                ahead = ahead - before * (self.momentum / (1 + self.momentum))
-            before = torch.view_as_real(rebuilt)
+            parts = torch.view_as_real(rebuilt)
+            share = 0.0 if before is None else self.momentum / (1 + self.momentum)
+            ahead = torch.sub(parts, parts if before is None else before, alpha=share)
+            before = parts
             # The phase of `ahead` and the known magnitude; squares and a root are faster than a complex norm.
             power = ahead[..., 0].square().addcmul_(ahead[..., 1], ahead[..., 1])
-            spectrum = torch.view_as_complex(ahead * (magnitude * power.clamp_(min=1e-24).rsqrt_())[..., None])
+            factor = power.clamp_(min=1e-24).rsqrt_().mul_(magnitude)
+            spectrum = torch.view_as_complex(ahead.mul_(factor[..., None]))
         wav = torch.istft(spectrum, *geometry, length=n_samples)
         return torch.nn.functional.pad(wav, (0, settings.hop_length)).clamp(-1, 1)
 
