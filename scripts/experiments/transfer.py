@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import SENTENCES, load, mean_interval, parser, run, shown, write_results
+from common import SENTENCES, load, mean_interval, parser, shown, write_results
 from matplotlib.figure import Figure
 
 from flowtron.data import Utterance, read_filelist
-from flowtron.errors import InputError
+from flowtron.errors import InputError, exit_code_of
 from flowtron.evaluate import pitch
 from flowtron.speech import Speech
 from flowtron.style import Encoding, Evidence, Posterior, encode
@@ -197,4 +197,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main))
+    raise SystemExit(exit_code_of(main))

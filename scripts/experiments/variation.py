@@ -2,123 +2,191 @@
 
     python scripts/experiments/variation.py -m MODEL -o results/variation [--tacotron2 CHECKPOINT]
 
-One sentence is spoken by a fixed speaker with sigma² of 0, 0.5 and 1, many seeds each; durations are drawn with the
-same sigma. Spreads are standard deviations over seeds: of the utterance's length, of its mean pitch, and of the pitch
-contour (at 50 points of relative time, then the mean over points), each with a 95 % bootstrap interval.
+Sentences are spoken by a fixed speaker with sigma² of 0, 0.5 and 1, many seeds each. Spreads are standard deviations
+over seeds, pooled over sentences (root of the mean variance), with 95 % bootstrap intervals over seeds:
+
+- of an utterance's length, with durations drawn at the share of sigma that the voice uses, and at the whole of sigma
+  (`duration_sigma`);
+- of an utterance's mean F0, and of its F0 contour frame by frame, with the durations held fixed, so that z alone is
+  looked at and frames of different seeds speak the same sound.
+
+F0 is by Harvest, in Hz, where voiced; frames more than 9 semitones from their utterance's median are octave errors and
+left out. A contour's frame counts where at least half of the seeds are voiced.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from common import SENTENCES, load, parser, shown, write_results
 from matplotlib.figure import Figure
 
 from flowtron.errors import exit_code_of
 from flowtron.evaluate import pitch
+from flowtron.inference import SamplingOptions, Utterance, predict_durations
+from flowtron.model import Flowtron
 from flowtron.speech import Speech
 from flowtron.synthesizer import Synthesizer
 
 VARIANCES = (0.0, 0.5, 1.0)
 DROPOUTS = (0.45, 0.5, 0.55)
-POINTS = 50
+TEXTS = (SENTENCES[0], SENTENCES[2])
+OCTAVE_ERROR_SEMITONES = 9.0
 RESAMPLES = 1000
+Interval = tuple[float, float, float]
 
 
-def contour(f0: np.ndarray) -> np.ndarray:
-    """Pitch (POINTS,) in Hz over relative time of f0 (T,), 0 where unvoiced, interpolated over what is unvoiced."""
-    voiced = np.flatnonzero(f0)
-    if not len(voiced):
-        return np.full(POINTS, np.nan)
-    return np.interp(np.linspace(0, len(f0) - 1, POINTS), voiced, f0[voiced])
+class Setting(NamedTuple):
+    """A row of the table: the model's name, what is set, the voice, and its options of sampling."""
+
+    model: str
+    setting: str
+    voice: Synthesizer
+    sampling: dict[str, Any]
 
 
-def contour_spread(contours: np.ndarray) -> tuple[float, float, float]:
-    """Mean over points of the standard deviation over seeds (n, POINTS), with its bootstrap interval over seeds."""
-    known = contours[np.isfinite(contours).all(1)]
-    chosen = np.random.default_rng(0).integers(0, len(known), (RESAMPLES, len(known)))
-    # A draw of fewer different seeds spreads less; the factor makes up for it on average.
-    factor = math.sqrt(len(known) / (len(known) - 1))
-    draws = [known[rows].std(0, ddof=1).mean() * factor for rows in chosen]
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return float(known.std(0, ddof=1).mean()), float(low), float(high)
+def clean(f0: np.ndarray) -> np.ndarray:
+    """F0 (T,) in Hz with NaN where unvoiced, or an octave or so away from the median."""
+    values = np.where(f0 > 0, f0, np.nan)
+    if np.isnan(values).all():
+        return values
+    distance = np.abs(12 * np.log2(values / np.nanmedian(values)))
+    return np.where(distance > OCTAVE_ERROR_SEMITONES, np.nan, values)
 
 
-def spread(values: np.ndarray) -> tuple[float, float, float]:
-    """Standard deviation over seeds (n,), with its bootstrap interval."""
-    return contour_spread(values[:, None])
+def bootstrap(n_seeds: int, statistic: Callable[[np.ndarray], float]) -> Interval:
+    """A statistic of the seeds' numbers (n,), with its 95 % interval over draws of seeds."""
+    generator = np.random.default_rng(0)
+    # A draw has fewer different seeds and spreads less; the factor makes up for it on average.
+    factor = math.sqrt(n_seeds / (n_seeds - 1))
+    draws = [factor * statistic(generator.integers(0, n_seeds, n_seeds)) for _ in range(RESAMPLES)]
+    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    return statistic(np.arange(n_seeds)), float(low), float(high)
 
 
-def measure(speeches: list[Speech], voice: Synthesizer) -> dict[str, np.ndarray]:
-    """Length, mean pitch and contour of utterances."""
-    pitches = [pitch(speech.wav, speech.sample_rate, voice.settings.hop_length) for speech in speeches]
-    return {
-        "seconds": np.array([speech.seconds for speech in speeches]),
-        "pitch": np.array([f0[f0 > 0].mean() if (f0 > 0).any() else np.nan for f0 in pitches]),
-        "contours": np.stack([contour(f0) for f0 in pitches]),
-    }
+def pooled_spread(values: np.ndarray) -> Interval:
+    """Root of the mean over sentences of the variance over seeds, of values (sentences, seeds)."""
+
+    def statistic(seeds: np.ndarray) -> float:
+        return float(np.sqrt(np.nanmean(np.nanvar(values[:, seeds], 1, ddof=1))))
+
+    return bootstrap(values.shape[1], statistic)
+
+
+def contour_spread(contours: Sequence[np.ndarray]) -> Interval:
+    """The same of contours (seeds, T) of each sentence, over frames that at least half of the seeds voice."""
+
+    def statistic(seeds: np.ndarray) -> float:
+        spreads = []
+        for contour in contours:
+            voiced = np.isfinite(contour).mean(0) >= 0.5
+            chosen = contour[seeds][:, voiced]
+            several = np.isfinite(chosen).sum(0) > 1
+            if several.any():
+                spreads.append(np.nanvar(chosen[:, several], 0, ddof=1).mean())
+        return float(np.sqrt(np.mean(spreads))) if spreads else float("nan")
+
+    return bootstrap(len(contours[0]), statistic)
+
+
+def lengths(voice: Synthesizer, text: str, speaker: str | None, options: SamplingOptions, seeds: int) -> list[float]:
+    """Seconds of a text with every seed, by its durations alone."""
+    assert isinstance(voice.model, Flowtron)
+    tokens = voice.tokenizer.encode(text).tokens
+    asked = [Utterance(tokens, voice.speaker_id(speaker), seed) for seed in range(seeds)]
+    with torch.inference_mode():
+        frames = predict_durations(voice.model, asked, options, len(tokens), torch.device("cpu")).sum(1)
+    return [n * voice.settings.hop_length / voice.settings.sample_rate for n in frames.tolist()]
+
+
+def spoken(setting: Setting, text: str, speaker: str | None, seeds: int) -> list[Speech]:
+    """Utterances of a text with every seed; durations held fixed where the model has them."""
+    has_durations = isinstance(setting.voice.model, Flowtron) and setting.voice.model.duration_predictor is not None
+    fixed = {"duration_sigma": 0.0} if has_durations else {}
+    return [setting.voice.render(text, speaker, seed=seed, **setting.sampling, **fixed) for seed in range(seeds)]
 
 
 def main() -> None:
     """Run the experiment."""
     arguments = parser(__doc__)
     arguments.add_argument("--speaker", default=None, help="the first one if absent")
-    arguments.add_argument("--text", default=SENTENCES[0])
     arguments.add_argument("--tacotron2", default=None, help="checkpoint of a Tacotron 2 trained on the same corpus")
     options = arguments.parse_args()
     voice = load(options)
-    settings = [("Flowtron", f"sigma² {v:g}", voice, {"sigma": math.sqrt(v)}) for v in VARIANCES]
+    settings = [Setting("Flowtron", f"sigma² {v:g}", voice, {"sigma": math.sqrt(v)}) for v in VARIANCES]
     if options.tacotron2:
         baseline = Synthesizer.load(options.tacotron2, **({"vocoder": options.vocoder} if options.vocoder else {}))
-        settings += [("Tacotron 2", f"dropout {p:g}", baseline, {"prenet_dropout": p}) for p in DROPOUTS]
-    rows, each, spreads = [], [], {}
+        settings += [Setting("Tacotron 2", f"dropout {p:g}", baseline, {"prenet_dropout": p}) for p in DROPOUTS]
+    rows, each = [], []
+    spreads: dict[tuple[str, str], dict[str, Interval]] = {}
     figure = Figure(figsize=(4 * len(settings), 4), layout="constrained")
-    for axes, (model, setting, speaker_voice, sampling) in zip(figure.subplots(1, len(settings)), settings):
-        speeches = [
-            speaker_voice.render(options.text, options.speaker, seed=seed, **sampling) for seed in range(options.seeds)
-        ]
-        measured = measure(speeches, voice)
-        for seed, speech in enumerate(speeches):
-            if seed < 5:
-                name = f"{model} {setting}".lower().replace(" ", "_").replace("²", "2")
-                speech.save(options.output / "wavs" / f"{name}_seed{seed}.wav")
-            each.append(
-                {
-                    "model": model,
-                    "setting": setting,
-                    "seed": seed,
-                    "seconds": round(speech.seconds, 4),
-                    "mean_f0_hz": round(float(measured["pitch"][seed]), 3),
-                }
+    for axes, setting in zip(figure.subplots(1, len(settings)), settings):
+        contours, seconds, whole = [], [], []
+        for number, text in enumerate(TEXTS):
+            speeches = spoken(setting, text, options.speaker, options.seeds)
+            pitches = [clean(pitch(s.wav, s.sample_rate, setting.voice.settings.hop_length)) for s in speeches]
+            longest = max(map(len, pitches))
+            contours.append(np.stack([np.pad(f0, (0, longest - len(f0)), constant_values=np.nan) for f0 in pitches]))
+            if isinstance(setting.voice.model, Flowtron) and setting.voice.model.duration_predictor is not None:
+                sampling = SamplingOptions(**setting.sampling)
+                seconds.append(lengths(setting.voice, text, options.speaker, sampling, options.seeds))
+                at_whole = SamplingOptions(**setting.sampling, duration_sigma=sampling.sigma)
+                whole.append(lengths(setting.voice, text, options.speaker, at_whole, options.seeds))
+            else:
+                seconds.append([speech.seconds for speech in speeches])
+            for seed, speech in enumerate(speeches):
+                if seed < 5:
+                    name = f"{setting.model} {setting.setting} {number}".lower().replace(" ", "_").replace("²", "2")
+                    speech.save(options.output / "wavs" / f"{name}_seed{seed}.wav")
+        with np.errstate(all="ignore"):
+            means = np.array(
+                [[float(np.nanmean(f0)) if np.isfinite(f0).any() else np.nan for f0 in c] for c in contours]
             )
-            axes.plot(measured["contours"][seed], linewidth=0.7)
-        axes.set(title=f"{model}, {setting}", xlabel="relative time", ylabel="F0 in Hz")
-        spreads[model, setting] = {
-            "seconds": spread(measured["seconds"]),
-            "pitch": spread(measured["pitch"]),
-            "contour": contour_spread(measured["contours"]),
+        for number, text in enumerate(TEXTS):
+            for seed in range(options.seeds):
+                measured = {"seconds": round(seconds[number][seed], 4), "mean_f0_hz": round(means[number][seed], 3)}
+                each.append({"model": setting.model, "setting": setting.setting, "text": text, "seed": seed} | measured)
+        axes.plot(contours[0].T, linewidth=0.7)
+        axes.set(title=f"{setting.model}, {setting.setting}", xlabel="frame", ylabel="F0 in Hz")
+        found = {
+            "seconds": pooled_spread(np.array(seconds)),
+            "whole": pooled_spread(np.array(whole or seconds)),
+            "pitch": pooled_spread(means),
+            "contour": contour_spread(contours),
         }
-        found = spreads[model, setting]
+        spreads[setting.model, setting.setting] = found
+        voiced = float(np.mean([np.isfinite(c).mean() for c in contours]))
         rows.append(
             {
-                "model": model,
-                "setting": setting,
-                "seconds": f"{measured['seconds'].mean():.2f}",
+                "model": setting.model,
+                "setting": setting.setting,
+                "seconds": f"{np.mean(seconds):.2f}",
                 "spread of seconds": shown(found["seconds"], 3),
-                "mean F0, Hz": f"{np.nanmean(measured['pitch']):.1f}",
+                "with durations at the whole of sigma": shown(found["whole"], 3) if whole else "",
+                "mean F0, Hz": f"{np.nanmean(means):.1f}",
                 "spread of mean F0, Hz": shown(found["pitch"]),
                 "spread of the F0 contour, Hz": shown(found["contour"]),
+                "voiced": f"{voiced:.2f}",
             }
         )
         print(rows[-1], flush=True)
     figure.savefig(options.output / "contours.png", dpi=100)
     checks: dict[str, object] = {}
-    for name in ("seconds", "contour"):
-        path = [spreads["Flowtron", f"sigma² {v:g}"][name] for v in VARIANCES]
-        checks[f"spread ({name}) grows with sigma², intervals apart"] = all(a[2] < b[1] for a, b in pairwise(path))
+    names = {
+        "seconds": "length",
+        "whole": "length, durations at the whole",
+        "pitch": "mean F0",
+        "contour": "F0 contour",
+    }
+    for key, name in names.items():
+        path = [spreads["Flowtron", f"sigma² {v:g}"][key] for v in VARIANCES]
+        checks[f"spread of {name} grows with sigma², intervals apart"] = all(a[2] < b[1] for a, b in pairwise(path))
         if options.tacotron2:
-            most = max(spreads["Tacotron 2", f"dropout {p:g}"][name][2] for p in DROPOUTS)
-            checks[f"spread ({name}) at sigma² 1 exceeds Tacotron 2's"] = path[-1][1] > most
+            most = max(spreads["Tacotron 2", f"dropout {p:g}"][key][2] for p in DROPOUTS)
+            checks[f"spread of {name} at sigma² 1 exceeds Tacotron 2's"] = path[-1][1] > most
     if not options.tacotron2:
         checks["Tacotron 2"] = "not measured: no checkpoint was given"
     write_results(options, rows, each, checks)

@@ -1,0 +1,175 @@
+"""The experiments' scripts on a tiny voice: statistics that are known, and each run from its command to its files."""
+
+import csv
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import SPEAKERS, save_tiny_voice, write_wav
+
+from flowtron.checkpoint import save_model
+from flowtron.config import Config, ModelConfig
+from flowtron.errors import exit_code_of
+from flowtron.evaluate import Heard
+from flowtron.model import build_any
+from flowtron.text import SYMBOLS
+
+# The tiny voice speaks noise, in which there is often no pitch.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+SCRIPTS = Path(__file__).parent.parent / "scripts" / "experiments"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experiments")
+    save_tiny_voice(folder / "voice")
+    save_tiny_voice(folder / "mixture", n_components=3, mean_scale=3.0)
+    kind = {"kind": "tacotron2", "n_text_dim": 8, "n_hidden": 8, "n_attn_channels": 4, "n_speakers": 2}
+    kind |= {"n_speaker_dim": 4, "prenet_dim": 8, "postnet_dim": 8, "n_frames_per_step": 4, "mel_mean": -5.0}
+    config = Config(model_config=ModelConfig(**kind))
+    save_model(folder / "tacotron2", build_any(config.model), config, symbols=SYMBOLS, speakers=SPEAKERS)
+    corpus = folder / "corpus"
+    lines, factors = [], ["path,rate,semitones,gain_db"]
+    for number in range(8):
+        path = f"wavs/{number}.wav"
+        write_wav(corpus / path, 0.4 + 0.02 * number, hz=150 + 20 * number)
+        lines.append(f"{path}|A tone number {number}.|{SPEAKERS[number // 4]}")
+        factors.append(f"{path},{1 + 0.1 * (number % 4)},{number % 4},{-(number % 4)}")
+    (corpus / "train.txt").write_text("\n".join(lines))
+    (corpus / "factors.csv").write_text("\n".join(factors))
+    return folder
+
+
+@pytest.fixture
+def experiment(folder, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+    def load(name, sentences=("Hm.", "Oh.")):
+        for known in ("common", name):
+            sys.modules.pop(known, None)
+        module = importlib.import_module(name)
+        if hasattr(module, "SENTENCES"):
+            monkeypatch.setattr(module, "SENTENCES", sentences)
+        return module
+
+    def perform(module, *arguments, model="voice"):
+        output = tmp_path / "out"
+        common = ["-m", str(folder / model), "-v", "griffin_lim", "-o", str(output)]
+        monkeypatch.setattr(sys, "argv", [module.__name__, *common, *map(str, arguments)])
+        code = exit_code_of(module.main)
+        result = json.loads((output / "result.json").read_text()) if code == 0 else None
+        return code, result, output
+
+    return load, perform
+
+
+def measurements(output):
+    with (output / "measurements.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_spreads_are_what_they_are_called(experiment):
+    variation = experiment[0]("variation")
+    generator = np.random.default_rng(0)
+    values = generator.normal(0, [[2.0], [4.0]], (2, 4000)) + np.array([[100.0], [500.0]])
+    value, low, high = variation.pooled_spread(values)
+    assert value == pytest.approx(np.sqrt(10), rel=0.05) and low < value < high < 1.1 * low
+    contours = [generator.normal(200, 7.0, (60, 30))]
+    contours[0][:, 5] = np.nan  # nobody voices it
+    contours[0][:50, 6] = np.nan  # few do
+    contours[0][0, 7] = np.nan
+    assert variation.contour_spread(contours)[0] == pytest.approx(7.0, rel=0.1)
+    assert variation.pooled_spread(np.ones((2, 5)))[0] == 0
+
+
+def test_octave_errors_are_left_out(experiment):
+    variation = experiment[0]("variation")
+    f0 = np.array([0.0, 200, 210, 190, 400, 100, 205])
+    np.testing.assert_array_equal(np.isnan(variation.clean(f0)), [True, False, False, False, True, True, False])
+    assert np.isnan(variation.clean(np.zeros(3))).all()
+
+
+def test_variation_with_both_models(experiment, folder, monkeypatch):
+    load, perform = experiment
+    variation = load("variation")
+    monkeypatch.setattr(variation, "TEXTS", ("Hm.", "Oh."))
+    monkeypatch.setattr(variation, "RESAMPLES", 20)
+    code, result, output = perform(variation, "--seeds", 3, "--tacotron2", folder / "tacotron2")
+    assert code == 0 and len(result["table"]) == 6
+    still = next(row for row in result["table"] if row["setting"] == "sigma² 0")
+    assert still["spread of seconds"].startswith("0.000") and still["spread of mean F0, Hz"].startswith(("0.00", "nan"))
+    assert any("exceeds Tacotron 2's" in name for name in result["shows"])
+    assert len(measurements(output)) == 6 * 2 * 3 and (output / "contours.png").is_file()
+    assert len(list((output / "wavs").iterdir())) == 6 * 2 * 3
+
+
+def test_interpolation(experiment, monkeypatch):
+    load, perform = experiment
+    interpolation = load("interpolation")
+
+    def listen(text, wav, rate):
+        return Heard(0, len(text.split()), 0, 1, text)
+
+    def likeness(wav, rate):
+        spectrum = np.abs(np.fft.rfft(wav, 512))
+        return spectrum / np.linalg.norm(spectrum)
+
+    monkeypatch.setattr(interpolation, "listen", listen)
+    monkeypatch.setattr(interpolation, "speaker_embedding", likeness)
+    code, result, output = perform(interpolation, "--seeds", 2, "--speakers", *SPEAKERS)
+    assert code == 0
+    by_path = {}
+    for row in result["table"]:
+        by_path.setdefault(row["path"], []).append(row)
+    assert {path: len(rows) for path, rows in by_path.items()} == {
+        "samples, linear": 5,
+        "samples, spherical": 5,
+        "speakers": 5,
+    }
+    sizes = {path: [float(row["size of z"]) for row in rows] for path, rows in by_path.items()}
+    assert sizes["samples, linear"][2] == pytest.approx(0.8 * np.sqrt(0.5), rel=0.05)
+    assert sizes["samples, spherical"][2] == pytest.approx(0.8, rel=0.05)
+    assert result["shows"]["word errors along the path stay within 10 points of the ends"] is True
+    own = [row for row in measurements(output) if row["weight"] == "0.0"]
+    assert len(own) == 4 and np.mean([float(row["like_ann"]) for row in own]) > 0
+    assert (output / "speakers.png").is_file()
+
+
+def test_permutations_tell_a_shift_from_noise(experiment):
+    transfer = experiment[0]("transfer")
+    generator = np.random.default_rng(0)
+    assert transfer.permutation_p(generator.normal(0, 1, 40).tolist()) > 0.05
+    assert transfer.permutation_p(generator.normal(1, 1, 40).tolist()) < 0.001
+
+
+def test_transfer_chooses_evidence_by_the_true_factors(experiment, folder, monkeypatch):
+    load, perform = experiment
+    transfer = load("transfer", ("Hm.",))
+    factors = transfer.read_factors(folder / "corpus")
+    utterances = [u for u in transfer.read_filelist(folder / "corpus" / "train.txt") if u.speaker == "ben"]
+    style = {each.name: each for each in transfer.STYLES}
+    assert transfer.chosen(style["high"], utterances, factors, 2) == [3, 2]
+    assert transfer.chosen(style["loud"], utterances, factors, 1) == [0]
+    arguments = ["--corpus", folder / "corpus", "--speaker", "ben", "--evidence", 2, "--seeds", 2]
+    code, result, output = perform(transfer, *arguments)
+    assert code == 0 and [row["style"] for row in result["table"]] == [each.name for each in transfer.STYLES]
+    assert float(result["table"][0]["true difference"]) == pytest.approx(1.0)
+    assert len(measurements(output)) == 6 * 2 and (output / "shares.png").is_file()
+    code, result, _ = perform(transfer, *arguments, "--of", "ann")
+    assert code == 0
+    assert perform(transfer, *arguments, "--of", "carl")[0] == 2
+
+
+def test_mixtures(experiment, folder, capsys):
+    load, perform = experiment
+    mixtures = load("mixtures", ("Hm.",))
+    corpus = ["--corpus", folder / "corpus" / "train.txt", "--seeds", 1]
+    code, result, output = perform(mixtures, *corpus, model="mixture")
+    assert code == 0 and 0 <= result["shows"]["share of recordings whose speaker their component tells"] <= 1
+    assert result["shows"]["by chance"] == 0.5
+    assert len(measurements(output)) == 3 * len(mixtures.DIMENSIONS) * 2
+    assert perform(mixtures, *corpus)[0] == 2
+    assert "no mixture" in capsys.readouterr().err
