@@ -171,5 +171,7 @@ def test_mixtures(experiment, folder, capsys):
     assert code == 0 and 0 <= result["shows"]["share of recordings whose speaker their component tells"] <= 1
     assert result["shows"]["by chance"] == 0.5
     assert len(measurements(output)) == 3 * len(mixtures.DIMENSIONS) * 2
+    table = (output / "table.md").read_text()
+    assert all(column in table.splitlines()[0] for column in ("speaker", "component 2", "dimension", "level, dB"))
     assert perform(mixtures, *corpus)[0] == 2
     assert "no mixture" in capsys.readouterr().err

@@ -58,8 +58,8 @@ def shown(interval: tuple[float, float, float], digits: int = 2) -> str:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as a Markdown table."""
-    names = list(rows[0])
+    """Rows as a Markdown table, of all columns that any of them has."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     lines += ["| " + " | ".join(str(row.get(name, "")) for name in names) + " |" for row in rows]
     return "\n".join(lines)

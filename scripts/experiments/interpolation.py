@@ -8,12 +8,15 @@ sentences, the size of z, and how like the voice is to the two ends (cosine of r
 over the ends' own utterances).
 """
 
+import argparse
+from typing import Any
+
 import numpy as np
 from common import SENTENCES, load, mean_interval, parser, shown, write_results
 from matplotlib.figure import Figure
 
 from flowtron.errors import exit_code_of
-from flowtron.evaluate import listen, pitch, speaker_embedding
+from flowtron.evaluate import listen, pitch, rate, speaker_embedding
 from flowtron.speech import Speech
 from flowtron.style import blend_speakers, interpolation_source, prior_source
 from flowtron.synthesizer import Synthesizer
@@ -23,10 +26,11 @@ SIGMA = 0.8
 SPEAKER_SIGMA = 0.5
 
 
-def heard(speeches: list[Speech]) -> float:
-    """Word error rate in percent."""
+def heard(speeches: list[Speech]) -> tuple[float, float, float]:
+    """Word error rate in percent, with its 95 % bootstrap interval over utterances."""
     each = [listen(speech.text, speech.wav, speech.sample_rate) for speech in speeches]
-    return 100 * sum(h.word_errors for h in each) / sum(h.words for h in each)
+    found = rate([(h.word_errors, h.words) for h in each])
+    return found["value"], found["low"], found["high"]
 
 
 def mean_pitch(speech: Speech, voice: Synthesizer) -> float:
@@ -41,14 +45,9 @@ def direction(vectors: list[np.ndarray]) -> np.ndarray:
     return mean / np.linalg.norm(mean)
 
 
-def main() -> None:
-    """Run the experiment."""
-    arguments = parser(__doc__)
-    arguments.add_argument("--speakers", nargs=2, required=True, metavar="NAME")
-    options = arguments.parse_args()
-    voice = load(options)
-    first, second = options.speakers
-    rows, each = [], []
+def samples_path(options: argparse.Namespace, voice: Synthesizer) -> list[dict[str, Any]]:
+    """Rows of the ways between draws of z, straight and along the sphere."""
+    rows = []
     for kind in ("linear", "spherical"):
         for weight in WEIGHTS:
             speeches = []
@@ -56,7 +55,7 @@ def main() -> None:
                 for number, text in enumerate(SENTENCES):
                     a, b = prior_source(voice, 2 * seed, SIGMA), prior_source(voice, 2 * seed + 1, SIGMA)
                     z = interpolation_source(a, b, weight, spherical=kind == "spherical")
-                    speech = voice.render(text, first, z=z, sigma=SIGMA, duration_sigma=0.0)
+                    speech = voice.render(text, options.speakers[0], z=z, sigma=SIGMA, duration_sigma=0.0)
                     speeches.append(speech)
                     if seed == 0:
                         speech.save(options.output / "wavs" / f"samples_{kind}_{weight:g}_{number}.wav")
@@ -68,12 +67,19 @@ def main() -> None:
                     "weight": weight,
                     "mean F0, Hz": shown(mean_interval(pitches), 1),
                     "size of z": f"{size:.3f}",
-                    "word errors, %": f"{heard(speeches):.1f}",
-                    f"like {first}": "",
-                    f"like {second}": "",
+                    "word errors, %": shown(heard(speeches), 1),
                 }
             )
             print(rows[-1], flush=True)
+    return rows
+
+
+def speakers_path(
+    options: argparse.Namespace, voice: Synthesizer
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
+    """Rows of the way between two speakers, its measurements, and what they show; draws it too."""
+    first, second = options.speakers
+    rows, each = [], []
     by_weight: dict[float, list[Speech]] = {}
     for weight in WEIGHTS:
         blended, name = blend_speakers(voice, first, second, weight)
@@ -87,7 +93,7 @@ def main() -> None:
     vectors = {w: [speaker_embedding(s.wav, s.sample_rate) for s in speeches] for w, speeches in by_weight.items()}
     ends = direction(vectors[0.0]), direction(vectors[1.0])
     likeness: dict[float, list[np.ndarray]] = {}
-    errors: dict[float, float] = {}
+    errors: dict[float, tuple[float, float, float]] = {}
     for weight, speeches in by_weight.items():
         likeness[weight] = [np.array([vector @ end for vector in vectors[weight]]) for end in ends]
         errors[weight] = heard(speeches)
@@ -98,7 +104,7 @@ def main() -> None:
                 "weight": weight,
                 "mean F0, Hz": shown(mean_interval(pitches), 1),
                 "size of z": f"{SPEAKER_SIGMA:.3f}",
-                "word errors, %": f"{errors[weight]:.1f}",
+                "word errors, %": shown(errors[weight], 1),
                 f"like {first}": shown(mean_interval(likeness[weight][0]), 3),
                 f"like {second}": shown(mean_interval(likeness[weight][1]), 3),
             }
@@ -123,17 +129,32 @@ def main() -> None:
     axes.legend()
     figure.savefig(options.output / "speakers.png", dpi=100)
     course = [[float(likeness[w][number].mean()) for w in WEIGHTS] for number in (0, 1)]
-    write_results(
-        options,
-        rows,
-        each,
-        {
-            "likeness moves monotonically from one speaker to the other": course[0] == sorted(course[0], reverse=True)
-            and course[1] == sorted(course[1]),
-            "word errors along the path stay within 10 points of the ends": max(errors.values())
-            <= max(errors[0.0], errors[1.0]) + 10,
-        },
+    checks = {
+        "likeness moves monotonically from one speaker to the other": course[0] == sorted(course[0], reverse=True)
+        and course[1] == sorted(course[1]),
+        "word errors along the path stay within 10 points of the ends": max(value for value, _, _ in errors.values())
+        <= max(errors[0.0][0], errors[1.0][0]) + 10,
+    }
+    return rows, each, checks
+
+
+def main() -> None:
+    """Run the experiment."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--speakers", nargs=2, required=True, metavar="NAME")
+    arguments.add_argument(
+        "--paths", nargs="+", choices=("samples", "speakers"), default=("samples", "speakers"), help="which to go"
     )
+    options = arguments.parse_args()
+    voice = load(options)
+    rows: list[dict[str, Any]] = []
+    each: list[dict[str, Any]] = []
+    checks: dict[str, Any] = {}
+    if "speakers" in options.paths:
+        rows, each, checks = speakers_path(options, voice)
+    if "samples" in options.paths:
+        rows += samples_path(options, voice)
+    write_results(options, rows, each, checks)
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def main() -> None:
     chance = max(sum(e.utterance.speaker == name for e in encodings) for name in names) / len(encodings)
     write_results(
         options,
-        [*rows, *({"speaker": "", **{f"component {k}": "" for k in range(n_components)}, **row} for row in moved)],
+        [*rows, *moved],
         each,
         {"share of recordings whose speaker their component tells": round(told, 3), "by chance": round(chance, 3)},
     )

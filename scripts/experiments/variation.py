@@ -2,8 +2,9 @@
 
     python scripts/experiments/variation.py -m MODEL -o results/variation [--tacotron2 CHECKPOINT]
 
-Sentences are spoken by a fixed speaker with sigma² of 0, 0.5 and 1, many seeds each. Spreads are standard deviations
-over seeds, pooled over sentences (root of the mean variance), with 95 % bootstrap intervals over seeds:
+Sentences are spoken by a fixed speaker with sigma² of 0, 0.5 and 1 (`--variances`), many seeds each. Spreads are
+standard deviations over seeds, pooled over sentences (root of the mean variance), with 95 % bootstrap intervals over
+seeds:
 
 - of an utterance's length, with durations drawn at the share of sigma that the voice uses, and at the whole of sigma
   (`duration_sigma`);
@@ -11,7 +12,9 @@ over seeds, pooled over sentences (root of the mean variance), with 95 % bootstr
   looked at and frames of different seeds speak the same sound.
 
 F0 is by Harvest, in Hz, where voiced; frames more than 9 semitones from their utterance's median are octave errors and
-left out. A contour's frame counts where at least half of the seeds are voiced.
+left out. Loud z makes noise that Harvest calls voiced, so that only those frames count that are voiced in the model's
+own most likely speech (sigma 0), where the durations can be held fixed, and else those that at least half of the seeds
+voice.
 """
 
 import math
@@ -31,7 +34,7 @@ from flowtron.model import Flowtron
 from flowtron.speech import Speech
 from flowtron.synthesizer import Synthesizer
 
-VARIANCES = (0.0, 0.5, 1.0)
+VARIANCES = [0.0, 0.5, 1.0]
 DROPOUTS = (0.45, 0.5, 0.55)
 TEXTS = (SENTENCES[0], SENTENCES[2])
 OCTAVE_ERROR_SEMITONES = 9.0
@@ -102,6 +105,14 @@ def lengths(voice: Synthesizer, text: str, speaker: str | None, options: Samplin
     return [n * voice.settings.hop_length / voice.settings.sample_rate for n in frames.tolist()]
 
 
+def likely_voiced(voice: Synthesizer, text: str, speaker: str | None) -> np.ndarray | None:
+    """Which frames (T,) the most likely speech voices; None where durations cannot be held fixed."""
+    if not isinstance(voice.model, Flowtron) or voice.model.duration_predictor is None:
+        return None
+    speech = voice.render(text, speaker, sigma=0.0, duration_sigma=0.0)
+    return np.isfinite(clean(pitch(speech.wav, speech.sample_rate, voice.settings.hop_length)))
+
+
 def spoken(setting: Setting, text: str, speaker: str | None, seeds: int) -> list[Speech]:
     """Utterances of a text with every seed; durations held fixed where the model has them."""
     has_durations = isinstance(setting.voice.model, Flowtron) and setting.voice.model.duration_predictor is not None
@@ -113,10 +124,13 @@ def main() -> None:
     """Run the experiment."""
     arguments = parser(__doc__)
     arguments.add_argument("--speaker", default=None, help="the first one if absent")
+    arguments.add_argument(
+        "--variances", nargs="+", type=float, default=VARIANCES, help="sigma² (default: %(default)s)"
+    )
     arguments.add_argument("--tacotron2", default=None, help="checkpoint of a Tacotron 2 trained on the same corpus")
     options = arguments.parse_args()
     voice = load(options)
-    settings = [Setting("Flowtron", f"sigma² {v:g}", voice, {"sigma": math.sqrt(v)}) for v in VARIANCES]
+    settings = [Setting("Flowtron", f"sigma² {v:g}", voice, {"sigma": math.sqrt(v)}) for v in options.variances]
     if options.tacotron2:
         baseline = Synthesizer.load(options.tacotron2, **({"vocoder": options.vocoder} if options.vocoder else {}))
         settings += [Setting("Tacotron 2", f"dropout {p:g}", baseline, {"prenet_dropout": p}) for p in DROPOUTS]
@@ -129,7 +143,9 @@ def main() -> None:
             speeches = spoken(setting, text, options.speaker, options.seeds)
             pitches = [clean(pitch(s.wav, s.sample_rate, setting.voice.settings.hop_length)) for s in speeches]
             longest = max(map(len, pitches))
-            contours.append(np.stack([np.pad(f0, (0, longest - len(f0)), constant_values=np.nan) for f0 in pitches]))
+            contour = np.stack([np.pad(f0, (0, longest - len(f0)), constant_values=np.nan) for f0 in pitches])
+            voiced = likely_voiced(setting.voice, text, options.speaker)
+            contours.append(contour if voiced is None else np.where(voiced, contour, np.nan))
             if isinstance(setting.voice.model, Flowtron) and setting.voice.model.duration_predictor is not None:
                 sampling = SamplingOptions(**setting.sampling)
                 seconds.append(lengths(setting.voice, text, options.speaker, sampling, options.seeds))
@@ -182,7 +198,7 @@ def main() -> None:
         "contour": "F0 contour",
     }
     for key, name in names.items():
-        path = [spreads["Flowtron", f"sigma² {v:g}"][key] for v in VARIANCES]
+        path = [spreads["Flowtron", f"sigma² {v:g}"][key] for v in options.variances]
         checks[f"spread of {name} grows with sigma², intervals apart"] = all(a[2] < b[1] for a, b in pairwise(path))
         if options.tacotron2:
             most = max(spreads["Tacotron 2", f"dropout {p:g}"][key][2] for p in DROPOUTS)
