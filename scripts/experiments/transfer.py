@@ -125,6 +125,8 @@ def main() -> None:
     arguments.add_argument("--of", default=None, help="whose recordings are the evidence; the speaker's if absent")
     arguments.add_argument("--pool", type=int, default=200, help="recordings to choose from (default: %(default)s)")
     arguments.add_argument("--evidence", type=int, default=12, help="recordings of a style (default: %(default)s)")
+    names = [style.name for style in STYLES]
+    arguments.add_argument("--styles", nargs="+", choices=names, default=names, help="which (default: all)")
     arguments.add_argument("--lambda", dest="strength", type=float, default=1e-4, help="(default: %(default)s)")
     options = arguments.parse_args()
     voice = load(options)
@@ -140,7 +142,8 @@ def main() -> None:
     shares: dict[str, tuple[float, float, float]] = {}
     met: list[bool] = []
     encodings: dict[int, Encoding] = {}
-    for style in STYLES:
+    styles = [style for style in STYLES if style.name in options.styles]
+    for style in styles:
         numbers = chosen(style, utterances, factors, options.evidence)
         missing = [k for k in numbers if k not in encodings]
         found = encode(voice, [utterances[k] for k in missing], options.speaker)
@@ -186,9 +189,9 @@ def main() -> None:
             speech.save(options.output / "wavs" / f"baseline_{SENTENCES.index(text)}_seed{seed}.wav")
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    values = np.array([shares[style.name] for style in STYLES])
+    values = np.array([shares[style.name] for style in styles])
     errors = np.abs(values[:, 1:] - values[:, :1]).T
-    axes.bar([style.name for style in STYLES], values[:, 0], yerr=errors, capsize=3)
+    axes.bar([style.name for style in styles], values[:, 0], yerr=errors, capsize=3)
     axes.axhline(LEAST_SHARE, color="black", linestyle="dotted")
     axes.set(ylabel="share of the true difference")
     figure.savefig(options.output / "shares.png", dpi=100)

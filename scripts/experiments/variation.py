@@ -127,6 +127,9 @@ def main() -> None:
     arguments.add_argument(
         "--variances", nargs="+", type=float, default=VARIANCES, help="sigma² (default: %(default)s)"
     )
+    arguments.add_argument(
+        "--length-seeds", type=int, default=200, help="draws of durations, which cost little (default: %(default)s)"
+    )
     arguments.add_argument("--tacotron2", default=None, help="checkpoint of a Tacotron 2 trained on the same corpus")
     options = arguments.parse_args()
     voice = load(options)
@@ -148,9 +151,9 @@ def main() -> None:
             contours.append(contour if voiced is None else np.where(voiced, contour, np.nan))
             if isinstance(setting.voice.model, Flowtron) and setting.voice.model.duration_predictor is not None:
                 sampling = SamplingOptions(**setting.sampling)
-                seconds.append(lengths(setting.voice, text, options.speaker, sampling, options.seeds))
+                seconds.append(lengths(setting.voice, text, options.speaker, sampling, options.length_seeds))
                 at_whole = SamplingOptions(**setting.sampling, duration_sigma=sampling.sigma)
-                whole.append(lengths(setting.voice, text, options.speaker, at_whole, options.seeds))
+                whole.append(lengths(setting.voice, text, options.speaker, at_whole, options.length_seeds))
             else:
                 seconds.append([speech.seconds for speech in speeches])
             for seed, speech in enumerate(speeches):
