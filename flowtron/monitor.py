@@ -76,11 +76,19 @@ class Monitor:
         losses: dict[str, Tensor],
         norm: Tensor,
         learning_rate: float,
-        batches: list[Batch],
+        n_frames: int,
+        n_places: int,
     ) -> None:
-        """Note a training step; every few of them, log and show where the training stands."""
-        self._frames += sum(sum(batch.n_frames) for batch in batches)
-        self._places += sum(batch.mel.shape[0] * batch.mel.shape[2] for batch in batches)
+        """Note a training step; every few of them, log and show where the training stands.
+
+        Args:
+            iteration, max_iters: where it stands; 0 for no end.
+            losses, norm, learning_rate: of the step.
+            n_frames: mel frames of this process's batches.
+            n_places: the same with padding.
+        """
+        self._frames += n_frames
+        self._places += n_places
         self._steps += 1
         if iteration % LOG_EVERY or not self.is_main:
             return
@@ -95,7 +103,7 @@ class Monitor:
             "training/frames_per_second": speed,
             "training/padding_share": padding,
         }
-        if "nll" in named:
+        if "nll" in named and not self.config.vocoder.kind:
             scalars["training/nats_per_dim"] = self.nats(named["nll"])
         self.scalars(scalars, iteration)
         if self.live or iteration % PLAIN_LINE_EVERY == 0:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-from torch import nn
+from torch import Tensor, nn
 
 from flowtron.checkpoint import best_checkpoint, load_training_state, save_training_state
 from flowtron.config import Config, TrainConfig
@@ -25,6 +26,7 @@ from flowtron.optim import Average, Schedule
 from flowtron.tensorfile import replaced_file
 
 MAX_BAD_STEPS = 10
+AGREE_EVERY = 10  # iterations after which several processes ask each other whether to stop
 
 
 def mixed_precision(train: TrainConfig) -> str:
@@ -126,6 +128,34 @@ class Run:
     def checkpoint(self) -> Path:
         """The folder of this iteration's checkpoint."""
         return self.folder / "checkpoints" / f"{self.iteration:08d}"
+
+    def sum_over_processes(self, values: Tensor) -> Tensor:
+        """Sum a tensor over all processes, in place."""
+        if self.accelerator.num_processes > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def mean_over_processes(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Means of named losses over all processes."""
+        if self.accelerator.num_processes == 1:
+            return losses
+        means = self.sum_over_processes(torch.stack(list(losses.values()))) / self.accelerator.num_processes
+        return dict(zip(losses, means.unbind()))
+
+    def should_stop(self, requested: bool) -> bool:
+        """Whether to save and stop; several processes agree on it, so that none waits for one that has left."""
+        if self.accelerator.num_processes == 1:
+            return requested
+        if self.iteration % AGREE_EVERY:
+            return False
+        return bool(self.sum_over_processes(torch.tensor([float(requested)], device=self.accelerator.device)) > 0)
+
+    def measure(self, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Let the first process measure, and tell the others what it found."""
+        measured = [evaluate() if self.accelerator.is_main_process else {}]
+        if self.accelerator.num_processes > 1:
+            torch.distributed.broadcast_object_list(measured)
+        return measured[0]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on."""

@@ -35,8 +35,6 @@ from flowtron.shards import ShardSampler, make_shard_loader, read_index
 from flowtron.text import SYMBOLS, Tokenizer
 from flowtron.warmstart import freeze_all_but, warm_start
 
-AGREE_EVERY = 10  # iterations after which several processes ask each other whether to stop
-
 
 class Step(NamedTuple):
     """What an optimizer step tells: losses by name, means over all processes; the gradient's norm; whether both are
@@ -256,13 +254,6 @@ def worker_deaths() -> Iterator[None]:
         ) from None
 
 
-def sum_over_processes(state: State, values: Tensor) -> Tensor:
-    """Sum a tensor over all processes, in place."""
-    if state.accelerator.num_processes > 1:
-        torch.distributed.all_reduce(values)
-    return values
-
-
 def global_shares(state: State, batches: list[Batch]) -> Tensor | None:
     """Weights (batches, 3) of this process's mean losses, see `Objective.forward`; None when there is one batch.
 
@@ -272,7 +263,7 @@ def global_shares(state: State, batches: list[Batch]) -> Tensor | None:
     if len(batches) * n_processes == 1:
         return None
     mine = torch.tensor([counts(batch) for batch in batches], dtype=torch.float32, device=state.accelerator.device)
-    return mine * n_processes / sum_over_processes(state, mine.sum(0))
+    return mine * n_processes / state.sum_over_processes(mine.sum(0))
 
 
 def seed_noise(seed: int, iteration: int, number: int) -> None:
@@ -299,9 +290,7 @@ def step(state: State, batches: list[Batch]) -> Step:
             accelerator.backward(losses.total)
         for name, value in {**losses.named, "total": losses.total.detach()}.items():
             sums[name] = sums[name] + value if name in sums else value
-    if accelerator.num_processes > 1:
-        means = sum_over_processes(state, torch.stack(list(sums.values()))) / accelerator.num_processes
-        sums = dict(zip(sums, means.unbind()))
+    sums = state.mean_over_processes(sums)
     norm = accelerator.clip_grad_norm_(state.objective.parameters(), train.grad_clip_val or torch.inf)
     finite = norm.isfinite() & sums["total"].isfinite()
     # Scaling of float16 losses looks for overflow itself, and has to, to find its scale.
@@ -339,17 +328,6 @@ def check(state: State, everything: bool = False) -> None:
             )
 
 
-def should_stop(state: State, requested: bool) -> bool:
-    """Whether to save and stop; several processes agree on it, so that none waits for one that has left."""
-    accelerator = state.accelerator
-    if accelerator.num_processes == 1:
-        return requested
-    if state.iteration % AGREE_EVERY:
-        return False
-    flag = torch.tensor([float(requested)], device=accelerator.device)
-    return bool(sum_over_processes(state, flag) > 0)
-
-
 def train(config: Config) -> Path:
     """Train as configured and return the folder of the last checkpoint.
 
@@ -377,8 +355,10 @@ def train(config: Config) -> Path:
             rate = state.schedule.rate(state.iteration)
             state.iteration += 1
             check(state)
-            monitor.step(state.iteration, settings.max_iters, done.losses, done.norm, rate, batches)
-            last = should_stop(state, stop.requested) or state.iteration == settings.max_iters
+            n_places = sum(batch.mel.shape[0] * batch.mel.shape[2] for batch in batches)
+            n_frames = sum(sum(batch.n_frames) for batch in batches)
+            monitor.step(state.iteration, settings.max_iters, done.losses, done.norm, rate, n_frames, n_places)
+            last = state.should_stop(stop.requested) or state.iteration == settings.max_iters
             if last or state.iteration % settings.iters_per_checkpoint == 0:
                 path, saved_at = validate_and_save(state, monitor), state.iteration
                 if last or state.schedule.is_exhausted:
@@ -394,22 +374,16 @@ def train(config: Config) -> Path:
 def validate_and_save(state: State, monitor: Monitor) -> Path:
     """Measure, log, save; keep the best. The first process does it, and tells the others what it found."""
     check(state, everything=True)
-    measured: list[dict[str, float]] = [{}]
-    if state.accelerator.is_main_process:
-        measured = [
-            evaluate(
-                state.voice, state.validation, state.tokenizer, state.speakers, state.iteration, state.config, monitor
-            )
-        ]
-    if state.accelerator.num_processes > 1:
-        torch.distributed.broadcast_object_list(measured)
-    # Losses of different stages do not compare: until the last has begun, the newest is the best.
-    is_best = state.iteration < state.config.settled_iteration or state.schedule.validated(
-        measured[0]["validation/total"]
+    metrics = state.measure(
+        lambda: evaluate(
+            state.voice, state.validation, state.tokenizer, state.speakers, state.iteration, state.config, monitor
+        )
     )
+    # Losses of different stages do not compare: until the last has begun, the newest is the best.
+    is_best = state.iteration < state.config.settled_iteration or state.schedule.validated(metrics["validation/total"])
     path = state.checkpoint
     if state.accelerator.is_main_process:
-        path = save(state, measured[0], is_best)
+        path = save(state, metrics, is_best)
     state.accelerator.wait_for_everyone()
     return path
 

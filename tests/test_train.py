@@ -2,13 +2,12 @@
 
 import math
 import signal
-import socket
 import time
 
 import numpy as np
 import pytest
 import torch
-from training import Run, last_state, same, tiny_config, write_corpus
+from training import Run, last_state, run_on, same, tiny_config, write_corpus
 
 from flowtron.checkpoint import best_checkpoint, load_model
 from flowtron.config import TrainConfig
@@ -189,20 +188,6 @@ def test_accumulated_batches_are_one_large_batch(corpus, tmp_path, aligner_dim):
     whole = losses_of(tiny_config(corpus, tmp_path, batch_size=8, **options), 6 if not aligner_dim else 3)
     parts = losses_of(tiny_config(corpus, tmp_path, batch_size=2, accumulate=4, **options), len(whole))
     np.testing.assert_allclose(parts, whole, rtol=1e-4)
-
-
-def _free_port():
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return str(listener.getsockname()[1])
-
-
-def run_on(n_processes, config):
-    """Train on several processes as torchrun starts them."""
-    common = {"MASTER_ADDR": "localhost", "MASTER_PORT": _free_port(), "WORLD_SIZE": str(n_processes)}
-    runs = [Run(config, {**common, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(n_processes)]
-    for run in runs:
-        assert run.finish() == 0, run.error()
 
 
 def curve(folder):

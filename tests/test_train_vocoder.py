@@ -2,12 +2,12 @@
 
 import inspect
 import math
-import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from training import last_state, run_on
 
 from flowtron.audio import load_wav, log_mel, save_wav
 from flowtron.checkpoint import read_vocoder
@@ -18,7 +18,7 @@ from flowtron.train import train
 from flowtron.vocoder import load_vocoder
 from flowtron.vocoder.loading import MODELS
 from flowtron.vocoder.objective import spectra, spectral_distance, vocoder_objective
-from flowtron.vocoder.training import Segments, prepare, step
+from flowtron.vocoder.training import Segments, generators, prepare, step
 
 ARCHITECTURES = {
     "waveglow": {"n_flows": 2, "n_early_every": 4, "WN_config": {"n_layers": 1, "n_channels": 8}},
@@ -62,7 +62,7 @@ def test_a_run_lowers_the_loss_and_leaves_a_vocoder(corpus, tmp_path, kind):
     for _ in range(12):
         losses, norm = step(state)
         state.iteration += 1
-        totals.append(sum(losses.values()))
+        totals.append(float(sum(losses.values())))
         assert math.isfinite(norm)
     assert np.mean(totals[-4:]) < np.mean(totals[:4])
     path = train(config(corpus, kind, tmp_path / "run", max_iters=2))
@@ -83,12 +83,31 @@ def test_a_run_that_goes_on_equals_one_that_never_stopped(corpus, tmp_path):
         train(config(corpus, "wavenet", tmp_path / "parts", max_iters=6))
 
 
+@pytest.mark.parametrize("kind", ["waveglow", "wavenet"])
+def test_two_processes_train_as_one_with_all_of_the_batch(corpus, tmp_path, kind):
+    configs = [
+        config(corpus, kind, tmp_path / str(n), max_iters=3, batch_size=4 // n, n_threads=1, optim_algo="Adam")
+        for n in (1, 2)
+    ]
+    for n, each in enumerate(configs, 1):
+        each.vocoder.mel_noise = 0.2
+        run_on(n, each)
+    one, two = (last_state(tmp_path / str(n)) for n in (1, 2))
+    for name, weight in one["model"].items():
+        torch.testing.assert_close(two["model"][name], weight, rtol=1e-3, atol=1e-4)
+    assert abs(one["schedule"]["best"] - two["schedule"]["best"]) < 1e-3
+    # It goes on with another number of processes.
+    configs[1].train.max_iters = 4
+    run_on(1, configs[1])
+    assert last_state(tmp_path / "2")["iteration"] == 4
+
+
 def test_tensorboard_gets_losses_and_sound(corpus, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(config(corpus, "source_filter", tmp_path, max_iters=1, with_tensorboard=True))
+    train(config(corpus, "source_filter", tmp_path, max_iters=10, with_tensorboard=True))
     events = EventAccumulator(str(tmp_path / "logs")).Reload()
-    assert "validation/total" in events.Tags()["scalars"]
+    assert {"validation/total", "training/energy", "training/pitch"} <= set(events.Tags()["scalars"])
     assert {"0/recording", "0/copy"} <= set(events.Tags()["audio"])
 
 
@@ -104,7 +123,7 @@ def test_segments_are_those_of_the_whole_recording(corpus, tmp_path):
     cached = Segments(read_filelist(corpus / "list.txt"), settings, 8, cache=str(tmp_path))
     for _ in range(2):  # computed, then read
         assert torch.equal(cached.cut(1, 20)[1], mel[:, 20:28])
-    a, b = (segments.draw(random.Random("7 3 0"), 4) for _ in range(2))
+    a, b = (segments.draw(generators(7, 3, 0, 4)) for _ in range(2))
     assert torch.equal(a[0], b[0]) and a[1].shape == (4, 80, 8)
 
 
@@ -119,7 +138,7 @@ def test_fine_tuning_takes_the_predicted_mels(corpus, tmp_path):
     wav, mel = Segments(utterances, settings, 8, str(tmp_path)).cut(0, 5, predicted=True)
     assert torch.equal(mel, torch.full((80, 8), -4.5)) and wav.shape == (2048,)
     for share, expected in ((1.0, 32), (0.5, 16)):
-        _, mels = Segments(utterances, settings, 8, str(tmp_path), share).draw(random.Random(0), 32)
+        _, mels = Segments(utterances, settings, 8, str(tmp_path), share).draw(generators(0, 0, 0, 32))
         assert abs(int((mels == -4.5).all(2).all(1).sum()) - expected) <= 6 * (share < 1)
 
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,20 @@ class Run:
     def error(self) -> str:
         """What it raised."""
         return "" if self.errors.empty() else self.errors.get()
+
+
+def _free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return str(listener.getsockname()[1])
+
+
+def run_on(n_processes: int, config: Config) -> None:
+    """Train on several processes as torchrun starts them."""
+    common = {"MASTER_ADDR": "localhost", "MASTER_PORT": _free_port(), "WORLD_SIZE": str(n_processes)}
+    runs = [Run(config, {**common, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(n_processes)]
+    for run in runs:
+        assert run.finish() == 0, run.error()
 
 
 def last_state(output: str | Path) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
     flowtron train -c configs/waveglow.json
 
-A segment is a function of seed, iteration and process and of nothing else, so a run that goes on sees what it would
-have seen. Letters: B batch, T_mel frames, T_samples samples.
+A segment is a function of seed, iteration and its number in the step and of nothing else, so a run that goes on sees
+what it would have seen, and processes with parts of a batch see what one with all of it would. Letters: B batch, T_mel
+frames, T_samples samples.
 """
 
 import random
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,6 @@ from flowtron.warmstart import freeze_all_but
 N_VALIDATION = 16  # segments
 N_SPOKEN = 2  # recordings to hear in the log
 SPOKEN_FRAMES = 172
-LOG_EVERY = 50
 
 
 class Segments:
@@ -119,10 +118,10 @@ class Segments:
             raise InputError(f"{path}: its mel has shape {tuple(mel.shape)} at frame {start}; make it anew.")
         return wav, mel
 
-    def draw(self, generator: random.Random, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Return random pieces: wav (B, T_samples) and mel (B, n_mels, T_mel)."""
+    def draw(self, generators: Sequence[random.Random]) -> tuple[Tensor, Tensor]:
+        """Return a random piece of each generator: wav (B, T_samples) and mel (B, n_mels, T_mel)."""
         cuts = []
-        for _ in range(batch_size):
+        for generator in generators:
             number = generator.randrange(len(self.items))
             start = generator.randint(0, self.items[number][1] - self.n_frames)
             cuts.append(self.cut(number, start, generator.random() < self.predicted_share))
@@ -187,29 +186,46 @@ def prepare(config: Config) -> VocoderState:
     return state
 
 
-def step(state: VocoderState) -> tuple[dict[str, float], float]:
-    """Take one optimizer step, unless loss or gradient are not finite; return the losses and the gradient's norm."""
+def generators(seed: int, iteration: int, first: int, count: int) -> list[random.Random]:
+    """Return the generators of the segments of a step, from the first's number on."""
+    return [random.Random(f"{seed} {iteration} {number}") for number in range(first, first + count)]
+
+
+def roughened(mel: Tensor, draws: Sequence[random.Random], largest: float) -> Tensor:
+    """Add noise to mels (B, n_mels, T_mel), of a random deviation up to the largest: synthesis is not as clean."""
+    rough = []
+    for each, draw in zip(mel, draws):
+        generator = torch.Generator().manual_seed(draw.getrandbits(63))
+        rough.append(each + torch.randn(each.shape, generator=generator) * draw.uniform(0, largest))
+    return torch.stack(rough)
+
+
+def step(state: VocoderState) -> tuple[dict[str, Tensor], Tensor]:
+    """Take one optimizer step, unless loss or gradient are not finite.
+
+    Returns:
+        The losses, means over all processes, and the gradient's norm.
+    """
     config, accelerator = state.config, state.accelerator
     state.objective.train()
     state.schedule.apply(state.iteration)
-    key = f"{config.train.seed} {state.iteration} {accelerator.process_index}"
-    generator = random.Random(key)
-    torch.manual_seed(generator.getrandbits(63))
-    wav, mel = (x.to(accelerator.device) for x in state.training.draw(generator, config.train.batch_size))
-    # Synthesized mels are not as clean as recorded ones.
-    mel = mel + torch.randn_like(mel) * torch.rand(len(mel), 1, 1, device=mel.device) * config.vocoder.mel_noise
-    losses = state.objective(wav, mel)
-    total = torch.stack(list(losses.values())).sum()
-    accelerator.backward(total)
+    size, rank = config.train.batch_size, accelerator.process_index
+    draws = generators(config.train.seed, state.iteration, rank * size, size)
+    wav, mel = state.training.draw(draws)
+    mel = roughened(mel, draws, config.vocoder.mel_noise)
+    torch.manual_seed(draws[0].getrandbits(63))
+    losses = state.objective(wav.to(accelerator.device), mel.to(accelerator.device))
+    accelerator.backward(torch.stack(list(losses.values())).sum())
+    means = state.mean_over_processes({name: value.detach() for name, value in losses.items()})
     norm = accelerator.clip_grad_norm_(state.objective.parameters(), config.train.grad_clip_val or torch.inf)
-    finite = bool(norm.isfinite() & total.isfinite())
+    finite = bool(norm.isfinite() & torch.stack(list(means.values())).isfinite().all())
     if finite:
         state.optimizer.step()
         if state.average is not None:
             state.average.update(state.trained)
     state.optimizer.zero_grad()
     state.bad_steps = 0 if finite else state.bad_steps + 1
-    return {name: float(value.detach()) for name, value in losses.items()}, float(norm)
+    return means, norm
 
 
 def as_file(state: VocoderState) -> VocoderFile:
@@ -229,7 +245,7 @@ def evaluate(state: VocoderState, monitor: Monitor) -> dict[str, float]:
     config = state.config
     objective = vocoder_objective(state.best_weights, config.audio_settings(), config.train.sigma).eval()
     torch.manual_seed(config.train.seed)
-    wav, mel = state.validation.draw(random.Random(config.train.seed), N_VALIDATION)
+    wav, mel = state.validation.draw(generators(config.train.seed, 0, 0, N_VALIDATION))
     losses = objective(wav.to(state.accelerator.device), mel.to(state.accelerator.device))
     metrics = {f"validation/{name}": float(value) for name, value in losses.items()}
     metrics["validation/total"] = sum(metrics.values())
@@ -247,12 +263,17 @@ def evaluate(state: VocoderState, monitor: Monitor) -> dict[str, float]:
     return metrics
 
 
-def save(state: VocoderState, is_best: bool) -> Path:
-    """Write the vocoder's folder and the state to go on with."""
-    file = as_file(state)
-    return state.save(
-        lambda path: save_vocoder(path, file.kind, file.architecture, file.state, file.audio, step=file.step), is_best
-    )
+def validate_and_save(state: VocoderState, monitor: Monitor) -> Path:
+    """Measure, log, save the vocoder's folder and the state to go on with; keep the best."""
+    is_best = state.schedule.validated(state.measure(lambda: evaluate(state, monitor))["validation/total"])
+    if state.accelerator.is_main_process:
+        file = as_file(state)
+        state.save(
+            lambda path: save_vocoder(path, file.kind, file.architecture, file.state, file.audio, step=file.step),
+            is_best,
+        )
+    state.accelerator.wait_for_everyone()
+    return state.checkpoint
 
 
 def train_vocoder(config: Config) -> Path:
@@ -265,34 +286,20 @@ def train_vocoder(config: Config) -> Path:
     settings, accelerator = config.train, state.accelerator
     monitor = Monitor(config, accelerator.is_main_process, accelerator.num_processes, state.iteration)
     path = state.checkpoint if state.iteration else state.folder
-    mark = time.monotonic()
+    n_frames = settings.batch_size * state.training.n_frames
     with monitor, Interrupt(settings.max_hours) as stop:
         while not settings.max_iters or state.iteration < settings.max_iters:
             losses, norm = step(state)
+            rate = state.schedule.rate(state.iteration)
             state.iteration += 1
             if state.bad_steps >= MAX_BAD_STEPS:
                 raise InputError(
                     f"{state.bad_steps} steps in a row had no finite loss; lower train_config.learning_rate."
                 )
-            if state.iteration % LOG_EVERY == 0 and accelerator.is_main_process:
-                seconds = settings.batch_size * config.vocoder.segment_length / config.data.sampling_rate
-                speed = LOG_EVERY * seconds * accelerator.num_processes / (time.monotonic() - mark)
-                mark = time.monotonic()
-                scalars = {f"training/{name}": value for name, value in losses.items()}
-                scalars |= {"training/gradient_norm": norm, "training/seconds_per_second": speed}
-                scalars["training/learning_rate"] = state.schedule.rate(state.iteration)
-                monitor.scalars(scalars, state.iteration)
-                parts = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
-                print(
-                    f"{state.iteration}  {parts}  |g| {norm:.2f}  {speed:.1f} x real time", file=sys.stderr, flush=True
-                )
-            last = stop.requested or state.iteration == settings.max_iters
+            monitor.step(state.iteration, settings.max_iters, losses, norm, rate, n_frames, n_frames)
+            last = state.should_stop(stop.requested) or state.iteration == settings.max_iters
             if last or state.iteration % settings.iters_per_checkpoint == 0:
-                path = state.checkpoint
-                if accelerator.is_main_process:
-                    is_best = state.schedule.validated(evaluate(state, monitor)["validation/total"])
-                    save(state, is_best)
-                accelerator.wait_for_everyone()
+                path = validate_and_save(state, monitor)
                 if last or state.schedule.is_exhausted:
                     break
     if stop.by_keyboard:
