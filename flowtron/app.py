@@ -82,7 +82,8 @@ def build_page(service: Service, downloads: Downloads) -> Any:
 
     def everything(speech: Speech) -> tuple[Any, ...]:
         wav, values = downloads.add(speech)
-        return sound(speech), picture(speech), times(speech), wav, values, " ".join(speech.notes)
+        notes = gr.update(value=" ".join(speech.notes), visible=bool(speech.notes))
+        return sound(speech), picture(speech), times(speech), wav, values, notes
 
     def speak(text: str, name: str, sigma: float, rate: float, seed: float) -> tuple[Any, ...]:
         return told(lambda: everything(service.speak(text or "", name, sigma, rate, _whole(seed))))
@@ -97,8 +98,10 @@ def build_page(service: Service, downloads: Downloads) -> Any:
 
         return told(work)
 
-    def between(text: str, first: str, second: str, weight: float, sigma: float, seed: float) -> tuple[Any, ...]:
-        return told(lambda: everything(blend(service, text or "", first, second, weight, sigma, _whole(seed))))
+    def between(
+        text: str, first: str, second: str, weight: float, sigma: float, rate: float, seed: float
+    ) -> tuple[Any, ...]:
+        return told(lambda: everything(blend(service, text or "", first, second, weight, sigma, _whole(seed), rate)))
 
     def transfer(
         text: str, name: str, reference: str | None, transcript: str, strength: float, seed: float
@@ -113,11 +116,14 @@ def build_page(service: Service, downloads: Downloads) -> Any:
     def voice_list(key: str, label: str = "Voice", start: int = 0) -> Any:
         return gr.Dropdown(names, value=names[start % len(names)], label=label, elem_id=f"{key}-voice")
 
+    def seed_box(key: str, seed: int = 1234) -> Any:
+        return gr.Number(seed, label="Seed", precision=0, minimum=0, maximum=SEED_LIMIT - 1, elem_id=f"{key}-seed")
+
     def sampling(key: str, seed: int = 1234) -> tuple[Any, Any, Any]:
         return (
             gr.Slider(0, service.limits.sigma, DEFAULT_SIGMA, step=0.001, label="Sigma", elem_id=f"{key}-sigma"),
             gr.Slider(0.5, 2, 1, step=0.05, label="Rate", elem_id=f"{key}-rate"),
-            gr.Number(seed, label="Seed", precision=0, minimum=0, maximum=SEED_LIMIT - 1, elem_id=f"{key}-seed"),
+            seed_box(key, seed),
         )
 
     def player(key: str) -> Any:
@@ -131,14 +137,30 @@ def build_page(service: Service, downloads: Downloads) -> Any:
             elem_id=f"{key}-audio",
         )
 
+    def pictures(key: str) -> Any:
+        # No label, which would lie over the picture's titles, and no button of gradio's that shares elsewhere.
+        return gr.Image(
+            label="Mel and attention",
+            show_label=False,
+            interactive=False,
+            buttons=["download", "fullscreen"],
+            elem_id=f"{key}-image",
+        )
+
     def results(key: str) -> list[Any]:
         audio = player(key)
-        image = gr.Image(label="Mel and attention", interactive=False, elem_id=f"{key}-image")
-        words = gr.Dataframe(headers=["word", "start", "end"], label="Times in seconds", elem_id=f"{key}-words")
+        image = pictures(key)
+        words = gr.Dataframe(
+            headers=["word", "start", "end"],
+            label="Times in seconds",
+            interactive=False,
+            max_height=320,
+            elem_id=f"{key}-words",
+        )
         with gr.Row():
             wav = gr.DownloadButton("Download wav", elem_id=f"{key}-wav")
             values = gr.DownloadButton("Download JSON", elem_id=f"{key}-json")
-        notes = gr.Textbox(label="Notes", interactive=False, elem_id=f"{key}-notes")
+        notes = gr.Textbox(label="Notes", interactive=False, visible=False, elem_id=f"{key}-notes")
         return [audio, image, words, wav, values, notes]
 
     with gr.Blocks(title="Flowtron", analytics_enabled=False, delete_cache=(600, FILE_SECONDS)) as page:
@@ -158,8 +180,7 @@ def build_page(service: Service, downloads: Downloads) -> Any:
                 for number, side in enumerate("ab"):
                     with gr.Column():
                         asked += [voice_list(side, f"Voice {side.upper()}", number), *sampling(side, 1234 + number)]
-                        answers.append(player(side))
-                        answers.append(gr.Image(label="Mel and attention", interactive=False, elem_id=f"{side}-image"))
+                        answers += [player(side), pictures(side)]
             button.click(compare, asked, answers, api_visibility="private")
         with gr.Tab("Between two voices", elem_id="tab-between"), gr.Row():
             with gr.Column():
@@ -169,10 +190,10 @@ def build_page(service: Service, downloads: Downloads) -> Any:
                     voice_list("second", "Second voice", 1),
                 ]
                 asked.append(gr.Slider(0, 1, 0.5, step=0.01, label="Share of the second", elem_id="between-weight"))
-                sigma, _, seed = sampling("between")
+                asked += sampling("between")
                 button = gr.Button("Speak", variant="primary", elem_id="between-button")
             with gr.Column():
-                button.click(between, [*asked, sigma, seed], results("between"), api_visibility="private")
+                button.click(between, asked, results("between"), api_visibility="private")
         with gr.Tab("Style of a recording", elem_id="tab-style"), gr.Row():
             with gr.Column():
                 asked = [text_box("style"), voice_list("style")]
@@ -182,8 +203,16 @@ def build_page(service: Service, downloads: Downloads) -> Any:
                     )
                 )
                 asked.append(gr.Textbox(label="What is said in the reference", elem_id="style-transcript"))
-                asked.append(gr.Slider(0.01, 4, 0.5, step=0.01, label="Lambda: less is closer to the reference"))
-                asked.append(gr.Number(1234, label="Seed", precision=0))
+                asked.append(
+                    gr.Slider(
+                        *(0.01, 4, 0.5),
+                        step=0.01,
+                        label="Lambda",
+                        info="Less is closer to the reference, more to the voice's own way.",
+                        elem_id="style-lambda",
+                    )
+                )
+                asked.append(seed_box("style"))
                 button = gr.Button("Speak", variant="primary", elem_id="style-button")
             with gr.Column():
                 button.click(transfer, asked, results("style"), api_visibility="private")
@@ -195,7 +224,16 @@ def _whole(seed: float | None) -> int:
     return 1234 if seed is None else int(seed)
 
 
-def blend(service: Service, text: str, first: str, second: str, weight: float, sigma: float, seed: int) -> Speech:
+def blend(
+    service: Service,
+    text: str,
+    first: str,
+    second: str,
+    weight: float,
+    sigma: float,
+    seed: int,
+    rate: float = 1.0,
+) -> Speech:
     """Speak as a speaker between two of one voice.
 
     Raises:
@@ -203,14 +241,14 @@ def blend(service: Service, text: str, first: str, second: str, weight: float, s
     """
     from flowtron.style import blend_speakers
 
-    service.check(text, sigma, 1.0, seed)
+    service.check(text, sigma, rate, seed)
     a, b = service.choose(first), service.choose(second)
     if a.voice is not b.voice:
         raise InputError(f"{a.name} and {b.name} are of different models; choose two speakers of one.")
 
     def work() -> Speech:
         voice, name = blend_speakers(a.voice, a.speaker, b.speaker, float(weight))
-        return voice(text, speaker=name, sigma=sigma, seed=seed)
+        return voice(text, speaker=name, sigma=sigma, rate=rate, seed=seed)
 
     return service.run(work)
 

@@ -303,26 +303,25 @@ def test_export_and_convert_give_the_voice_back(voice, tmp_path, capsys):
     assert json.loads(lines[-1])["folder"] == "back" and (tmp_path / "back" / "model.json").is_file()
 
 
-def test_bash_completes_subcommands_and_options(tmp_path):
-    script = tmp_path / "completion.sh"
-    script.write_text(
-        subprocess.run(
-            [sys.executable, "-m", "flowtron.cli", "completion", "bash"],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-    )
-    ask = f"""
-    source {script}
-    function complete_line() {{ COMP_WORDS=($1 "$2"); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); COMPREPLY=()
-        _shtab_flowtron; echo "${{COMPREPLY[@]}}"; }}
+def test_bash_completes_subcommands_options_choices_and_files(tmp_path, monkeypatch, capsys):
+    """In a bash that has loaded the script, by the function that `complete` has registered for flowtron."""
+    assert run("completion", "bash") == 0
+    (tmp_path / "completion.sh").write_text(capsys.readouterr().out)
+    (tmp_path / "corpus_of_mine.txt").write_text("")
+    ask = """
+    source completion.sh
+    function complete_line() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
+        $(complete -p flowtron | sed 's/.*-F \\([^ ]*\\) .*/\\1/') flowtron "${COMP_WORDS[COMP_CWORD]}"
+        echo "${COMPREPLY[@]}"; }
     complete_line flowtron con
-    complete_line "flowtron say" --spe
+    complete_line flowtron say --spe
+    complete_line flowtron completion z
+    complete_line flowtron check corp
+    complete_line flowtron say -f corp
     """
-    lines = subprocess.run(["bash", "-c", ask], capture_output=True, text=True).stdout.splitlines()
-    assert lines == ["convert", "--speaker"]
+    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["convert", "--speaker", "zsh", "corpus_of_mine.txt", "corpus_of_mine.txt"]
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99", "vulkan"])

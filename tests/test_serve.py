@@ -307,7 +307,9 @@ def test_a_browser_types_and_hears_and_sees(page, voice):
     image = page.locator("#speak-image img")
     image.wait_for()
     assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 500
-    assert "browser" in page.locator("#speak-words").inner_text()
+    page.wait_for_function("document.querySelector('#speak-words').innerText.includes('browser')")
+    assert str(round(expected.words[-1].start_seconds, 3)) in page.locator("#speak-words").inner_text()
+    assert page.locator("#speak-notes").count() == 0
     with page.expect_download() as waiting:
         page.locator("#speak-json").click()
     values = json.loads(waiting.value.path().read_text())
@@ -325,6 +327,9 @@ def test_a_browser_compares_two_settings(page, voice):
     page.locator("#compare-button").click()
     for key, speaker, seed in (("a", "ann", 1234), ("b", "ben", 1235)):
         wav, rate = spoken(page, key)
+        assert (
+            page.locator(f"#{key}-image img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 500
+        )
         assert len(wav) / rate == pytest.approx(voice("Hello twice.", speaker=speaker, seed=seed).seconds, abs=0.01)
 
 
@@ -362,13 +367,14 @@ def test_a_browser_hears_a_speaker_between_two(page, voice):
     open_tab(page, "Between two voices")
     page.locator("#between-text textarea").fill("Somewhere in between.")
     page.locator("#between-weight input[type=number]").fill("0.25")
-    page.locator("#between-weight input[type=number]").press("Tab")
+    page.locator("#between-rate input[type=number]").fill("0.8")
+    page.locator("#between-rate input[type=number]").press("Tab")
     page.locator("#between-button").click()
     wav, _ = spoken(page, "between")
     from flowtron.app import blend
     from flowtron.inference import DEFAULT_SIGMA
 
-    expected = blend(Service({"tiny": voice}), "Somewhere in between.", "ann", "ben", 0.25, DEFAULT_SIGMA, 1234)
+    expected = blend(Service({"tiny": voice}), "Somewhere in between.", "ann", "ben", 0.25, DEFAULT_SIGMA, 1234, 0.8)
     assert len(wav) == len(expected.wav) and np.abs(wav - expected.wav).max() < 1e-3
 
 

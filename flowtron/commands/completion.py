@@ -21,5 +21,12 @@ def run(options: argparse.Namespace) -> Outcome:
 
     from flowtron.cli import build_parser
 
-    script = shtab.complete(build_parser(), shell=options.shell)
+    parser = build_parser()
+    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    for command in commands.choices.values():
+        for action in command._actions:
+            # What is no fixed choice may be a file.
+            if not action.choices and action.nargs != 0:
+                action.complete = shtab.FILE
+    script = shtab.complete(parser, shell=options.shell)
     return Outcome(script, {"shell": options.shell, "script": script})
