@@ -149,9 +149,9 @@ def phonemes(texts: list[str]) -> Counter[str]:
 def make_corpus(options: argparse.Namespace) -> dict[str, Any]:
     """Generate what the options ask for; return the report."""
     output: Path = options.output
-    (output / "wavs").mkdir(parents=True, exist_ok=True)
     for voice in options.voices:
         load_voice(voice)
+    (output / "wavs").mkdir(parents=True, exist_ok=True)
     texts = sentences(options.text, options.seed)
     pairs = list(plan(options.voices, texts, options.hours))
     number = {text: k for k, text in enumerate(texts)}
