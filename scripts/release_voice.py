@@ -46,7 +46,10 @@ def release(source: Path, name: str, evaluation: Path | None, output: Path = VOI
         setattr(config.train, key, TrainConfig.model_fields[key].default)
     for key in LOCAL_DATA:
         setattr(config.data, key, DataConfig.model_fields[key].default)
-    return save_model(
+    # The folder is replaced in one go; the card that people wrote goes along.
+    card = output / name / "README.md"
+    text = card.read_bytes() if card.is_file() else None
+    written = save_model(
         output / name,
         loaded.model,
         config,
@@ -57,6 +60,9 @@ def release(source: Path, name: str, evaluation: Path | None, output: Path = VOI
         dtype=torch.float16,
         notes=loaded.notes,
     )
+    if text is not None:
+        card.write_bytes(text)
+    return written
 
 
 def main() -> int:

@@ -17,6 +17,7 @@ from flowtron.text import SYMBOLS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import make_recordings
+import plot_curves
 import release_voice
 import sigma_table
 
@@ -41,10 +42,13 @@ def run(tmp_path):
 
 
 def test_released_voice_is_the_last_checkpoint_in_float16_without_local_paths(run, tmp_path):
+    release_voice.release(run / "checkpoints" / "00000005", "name", None, tmp_path / "voices")
+    (tmp_path / "voices" / "name" / "README.md").write_text("The card.")
     report = tmp_path / "evaluation.json"
     report.write_text(json.dumps({"summary": {"all": {"wer": 7.5, "wer_interval": [6.0, 9.0]}}}))
     folder = release_voice.release(run, "name", report, tmp_path / "voices")
     voice, source = load_model(folder), load_model(run / "checkpoints" / "00000010")
+    assert (folder / "README.md").read_text() == "The card."
     assert voice.step == 10 and voice.speakers == ["a", "b"] and voice.metrics == {"wer": 7.5}
     for name, weight in voice.model.state_dict().items():
         assert torch.equal(weight, source.model.state_dict()[name].half().float()), name
@@ -77,3 +81,17 @@ def test_sigma_table_has_a_row_a_sigma_below_those_of_the_recordings(tmp_path):
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| recordings", "| copy synthesis", "| 0", "| 0.5"]
     assert len({line.count("|") for line in lines}) == 1
     assert abs(float(lines[2].split(" | ")[3]) - 120) < 3
+
+
+def test_curves_join_runs_and_the_later_wins(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    for run, steps in (("first", (10, 20, 30)), ("second", (20, 40))):
+        with SummaryWriter(str(tmp_path / run / "logs")) as writer:
+            for step in steps:
+                writer.add_scalar("training/nats_per_dim", step + (run == "second"), step)
+    scalars = plot_curves.read_scalars([tmp_path / "first", tmp_path / "second"])
+    assert scalars["training/nats_per_dim"] == {10: 10.0, 20: 21.0, 40: 41.0}
+    assert len(plot_curves.draw(scalars).axes) == len(plot_curves.PANELS)
+    with pytest.raises(InputError, match="no TensorBoard log"):
+        plot_curves.read_scalars([tmp_path / "third"])
