@@ -191,6 +191,16 @@ def serve(voice: str, arguments: list[str]) -> tuple[subprocess.Popen[str], int]
     raise SystemExit(f"the server did not start (exit code {server.wait()})")
 
 
+def stop(server: subprocess.Popen[str]) -> None:
+    """End the server, by force when it still works on requests after a while."""
+    server.terminate()
+    try:
+        server.wait(30)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
 def percentile(values: list[float], share: float) -> float:
     """A percentile of some values."""
     ordered = sorted(values)
@@ -242,8 +252,7 @@ def main() -> int:
         elif post(port, "/v1/audio/speech", b'{"input": "Still here.", "response_format": "wav"}')[0] != 200:
             tally.fail("the server no longer speaks")
     finally:
-        server.terminate()
-        server.wait(30)
+        stop(server)
     third = max(1, len(memory) // 3)
     first, last = (sorted(part)[len(part) // 2] for part in (memory[:third], memory[-third:]))
     if last > GROWTH * first:

@@ -12,7 +12,7 @@ import sysconfig
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from load_test import HOST, serve, wait_until_ready
+from load_test import HOST, serve, stop, wait_until_ready
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 
@@ -31,8 +31,7 @@ def main() -> int:
         command += ["--max-examples", str(options.examples), "--request-timeout", "120", "--phases", "examples,fuzzing"]
         return subprocess.run(command, check=False).returncode
     finally:
-        server.terminate()
-        server.wait(30)
+        stop(server)
 
 
 if __name__ == "__main__":
