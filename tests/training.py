@@ -136,7 +136,7 @@ def last_state(output: str | Path) -> dict[str, Any]:
 
 def check_readable(output: str | Path) -> int:
     """Load everything that a run has left where it can be seen; return how many files that are."""
-    from flowtron.train import checkpoints, training_states
+    from flowtron.run import checkpoints, training_states
 
     models, states = checkpoints(Path(output)), training_states(Path(output))
     for path in models:
