@@ -43,25 +43,12 @@ def counts(batch: Batch) -> list[int]:
     return [sum(batch.n_frames), len(batch.n_frames), sum(batch.n_tokens)]
 
 
-def guidance(config: TrainConfig, iteration: int) -> float:
-    """Share of the help with the alignment that remains: 1, then falling to 0 where a fade is configured."""
-    if not config.attn_prior_full_iters:
-        return 1.0
-    past = iteration - config.attn_prior_full_iters
-    return float(min(1.0, max(0.0, 1 - past / max(1, config.attn_prior_fade_iters))))
-
-
-class Objective(nn.Module):
-    """The model together with its losses, as one module, so that it can be distributed as one.
-
-    Stages, by iteration: the aligner alone (`aligner_iters`), then the steps of flow, each from its
-    `flow_start_iters`. With an aligner the flows attend under the prior around its path; without, under the
-    beta-binomial prior and with the CTC loss, which fade out together after `attn_prior_full_iters`.
-    """
+class HelpedObjective(nn.Module):
+    """A model with its losses, whose attention is helped by the beta-binomial prior until that has faded out."""
 
     def __init__(
         self,
-        model: Flowtron,
+        model: AcousticModel,
         config: TrainConfig,
         scaling_factor: float = 1.0,
         use_prior: bool = True,
@@ -71,14 +58,29 @@ class Objective(nn.Module):
         self.model, self.config = model, config
         self.scaling_factor, self.use_prior, self.threshold = scaling_factor, use_prior, threshold
 
+    def guidance(self, iteration: int) -> float:
+        """Share of the help with the alignment that remains: 1, then falling to 0 where a fade is configured."""
+        config = self.config
+        if not config.attn_prior_full_iters:
+            return 1.0
+        past = iteration - config.attn_prior_full_iters
+        return float(min(1.0, max(0.0, 1 - past / max(1, config.attn_prior_fade_iters))))
+
+
+class Objective(HelpedObjective):
+    """The model together with its losses, as one module, so that it can be distributed as one.
+
+    Stages, by iteration: the aligner alone (`aligner_iters`), then the steps of flow, each from its
+    `flow_start_iters`. With an aligner the flows attend under the prior around its path; without, under the
+    beta-binomial prior and with the CTC loss, which fade out together after `attn_prior_full_iters`.
+    """
+
+    model: Flowtron
+
     def n_active(self, iteration: int) -> int:
         """Steps of flow that take part in an iteration."""
         starts = self.config.flow_start_iters
         return max(1, sum(1 for k in range(len(self.model.flows)) if k >= len(starts) or iteration >= starts[k]))
-
-    def guidance(self, iteration: int) -> float:
-        """Share of the help with the alignment that remains."""
-        return guidance(self.config, iteration)
 
     def ctc_weight(self, iteration: int) -> float:
         """Weight of the CTC loss of attention."""
@@ -179,26 +181,16 @@ def _detached(output: FlowtronOutput) -> FlowtronOutput:
     return FlowtronOutput(output.z.detach(), output.log_det.detach(), steps, gate_logits, mixture, output.mel_lengths)
 
 
-class Tacotron2Objective(nn.Module):
+class Tacotron2Objective(HelpedObjective):
     """A Tacotron 2 together with its losses: squared errors before and after the post-net, and the gate.
 
     Its attention may be helped as a Flowtron's is, by the beta-binomial prior, which fades out.
     """
 
-    def __init__(
-        self,
-        model: Tacotron2,
-        config: TrainConfig,
-        scaling_factor: float = 1.0,
-        use_prior: bool = True,
-        threshold: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.model, self.config = model, config
-        self.scaling_factor, self.use_prior, self.threshold = scaling_factor, use_prior, threshold
+    model: Tacotron2
 
     def _prior(self, batch: Batch, iteration: int) -> Tensor | None:
-        weight = guidance(self.config, iteration) if self.use_prior else 0.0
+        weight = self.guidance(iteration) if self.use_prior else 0.0
         if weight == 0:
             return None
         steps = [-(-n // self.model.frames_per_step) for n in batch.n_frames]

@@ -17,7 +17,6 @@ import numpy as np
 
 from flowtron.errors import InputError
 from flowtron.text import Tokenizer
-from flowtron.text.ipa import replace_typed_ipa
 
 DESCRIPTION = "onnx.json"
 FRAMES_PER_TOKEN = 12
@@ -178,8 +177,7 @@ class OnnxFlowtron:
             InputError: there is nothing to say, or no such speaker.
         """
         sigma = self.about["sigma"] if sigma is None else sigma
-        typed = "[[" in text and "ipa_cleaners" not in self.tokenizer.cleaners
-        tokens = self.tokenizer.encode(replace_typed_ipa(text) if typed else text).tokens
+        tokens = self.tokenizer.encode_typed(text).tokens
         encoded = self.encode(tokens, self.speaker_id(speaker))
         generator = np.random.default_rng(seed)
         prior = None

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from flowtron.checkpoint import best_checkpoint, load_training_state, save_training_state
 from flowtron.config import Config, TrainConfig
 from flowtron.errors import InputError
-from flowtron.optim import Average, Schedule
+from flowtron.optim import Average, Schedule, build_optimizer
 from flowtron.tensorfile import replaced_file
+from flowtron.warmstart import freeze_all_but
 
 MAX_BAD_STEPS = 10
 AGREE_EVERY = 10  # iterations after which several processes ask each other whether to stop
@@ -212,6 +213,24 @@ class Run:
         save_training_state(training_file, self.state_dict())
         forget_old(self.folder, self.config.train.keep_checkpoints)
         return path
+
+
+def moving_parts(config: Config, accelerator: Accelerator, model: nn.Module, objective: nn.Module) -> dict[str, Any]:
+    """Return the fields of a new `Run`: its network frozen as configured, with optimizer, average and schedule."""
+    train = config.train
+    if train.finetune_layers:
+        accelerator.print(freeze_all_but(model, train.finetune_layers))
+    optimizer = build_optimizer((p for p in model.parameters() if p.requires_grad), train)
+    average = Average(model, train.ema_decay).to(accelerator.device) if train.ema_decay else None
+    objective, optimizer = accelerator.prepare(objective, optimizer)
+    return {
+        "config": config,
+        "accelerator": accelerator,
+        "objective": objective,
+        "optimizer": optimizer,
+        "schedule": Schedule(optimizer, train),
+        "average": average,
+    }
 
 
 class Interrupt(contextlib.AbstractContextManager["Interrupt"]):

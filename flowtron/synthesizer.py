@@ -35,7 +35,6 @@ from flowtron.model import AcousticModel, Flowtron
 from flowtron.passages import Passage, passages
 from flowtron.speech import Interval, Narration, Speech
 from flowtron.text import SYMBOLS, TokenizedText, Tokenizer
-from flowtron.text.ipa import replace_typed_ipa
 from flowtron.vocoder import Vocoder, load_vocoder
 
 MAX_BATCH = 16
@@ -375,8 +374,7 @@ class Synthesizer:
 
     def _tokenize(self, text: str) -> TokenizedText | InputError:
         try:
-            typed = "[[" in text and "ipa_cleaners" not in self.tokenizer.cleaners
-            tokenized = self.tokenizer.encode(replace_typed_ipa(text) if typed else text)
+            tokenized = self.tokenizer.encode_typed(text)
         except InputError as error:
             return error
         if not tokenized.words:

@@ -29,11 +29,11 @@ from flowtron.errors import InputError
 from flowtron.model import AcousticModel, build_any
 from flowtron.monitor import Monitor, evaluate
 from flowtron.objective import Losses, build_objective, counts
-from flowtron.optim import Average, Schedule, build_optimizer, skip_unless
-from flowtron.run import MAX_BAD_STEPS, Interrupt, Run, checkpoints, newest_state, start_processes
+from flowtron.optim import skip_unless
+from flowtron.run import MAX_BAD_STEPS, Interrupt, Run, checkpoints, moving_parts, newest_state, start_processes
 from flowtron.shards import ShardSampler, make_shard_loader, read_index
 from flowtron.text import SYMBOLS, Tokenizer
-from flowtron.warmstart import freeze_all_but, warm_start
+from flowtron.warmstart import warm_start
 
 
 class Step(NamedTuple):
@@ -174,19 +174,8 @@ def prepare(config: Config) -> State:
             tokenizer.symbols,
         )
         accelerator.print(table)
-    if train.finetune_layers:
-        accelerator.print(freeze_all_but(model, train.finetune_layers))
-    objective = build_objective(model, train, data)
-    optimizer = build_optimizer((p for p in model.parameters() if p.requires_grad), train)
-    average = Average(model, train.ema_decay).to(accelerator.device) if train.ema_decay else None
-    objective, optimizer = accelerator.prepare(objective, optimizer)
     state = State(
-        config=config,
-        accelerator=accelerator,
-        objective=objective,
-        optimizer=optimizer,
-        schedule=Schedule(optimizer, train),
-        average=average,
+        **moving_parts(config, accelerator, model, build_objective(model, train, data)),
         speakers=speakers,
         tokenizer=tokenizer,
         sampler=sampler,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from flowtron.errors import InputError
 from flowtron.text.cleaners import Cleaner, find_cleaner, flowtron_original_cleaners
+from flowtron.text.ipa import replace_typed_ipa
 from flowtron.text.pronunciation import phonemize, phonemize_as_original
 from flowtron.text.symbols import RESERVED, SYMBOLS
 
@@ -85,6 +86,14 @@ class Tokenizer:
         # Functions, not names: a process that receives the tokenizer may not have registered the cleaner.
         self._clean: tuple[Cleaner, ...] = tuple(find_cleaner(name) for name in self.cleaners)
         self._as_original = flowtron_original_cleaners in self._clean
+
+    def encode_typed(self, text: str) -> TokenizedText:
+        """The tokens of a text that somebody types: [[IPA]] becomes ARPAbet where the symbols are no IPA.
+
+        Raises:
+            InputError: As `encode`, or sounds in [[IPA]] have no phones.
+        """
+        return self.encode(text if "ipa_cleaners" in self.cleaners else replace_typed_ipa(text))
 
     def encode(
         self, text: str, p_arpabet: float | None = None, generator: random.Random | None = None

@@ -26,11 +26,9 @@ from flowtron.config import Config
 from flowtron.data import FeatureCache, Utterance, read_filelist
 from flowtron.errors import InputError
 from flowtron.monitor import Monitor
-from flowtron.optim import Average, Schedule, build_optimizer
-from flowtron.run import MAX_BAD_STEPS, Interrupt, Run, newest_state, start_processes
+from flowtron.run import MAX_BAD_STEPS, Interrupt, Run, moving_parts, newest_state, start_processes
 from flowtron.vocoder.loading import build_vocoder_model, from_file, load_weights_into
 from flowtron.vocoder.objective import vocoder_objective
-from flowtron.warmstart import freeze_all_but
 
 N_VALIDATION = 16  # segments
 N_SPOKEN = 2  # recordings to hear in the log
@@ -157,19 +155,8 @@ def prepare(config: Config) -> VocoderState:
     if train.warmstart_checkpoint_path and saved is None:
         folder = Path(train.warmstart_checkpoint_path)
         load_weights_into(model, read_vocoder(folder).state, folder)
-    if train.finetune_layers:
-        accelerator.print(freeze_all_but(model, train.finetune_layers))
-    objective = vocoder_objective(model, settings, train.sigma)
-    optimizer = build_optimizer((p for p in model.parameters() if p.requires_grad), train)
-    average = Average(model, train.ema_decay).to(accelerator.device) if train.ema_decay else None
-    objective, optimizer = accelerator.prepare(objective, optimizer)
     state = VocoderState(
-        config=config,
-        accelerator=accelerator,
-        objective=objective,
-        optimizer=optimizer,
-        schedule=Schedule(optimizer, train),
-        average=average,
+        **moving_parts(config, accelerator, model, vocoder_objective(model, settings, train.sigma)),
         training=Segments(
             training_files,
             settings,
