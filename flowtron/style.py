@@ -37,6 +37,8 @@ from flowtron.tensorfile import replaced_file
 ENCODE_BATCH = 8
 SHORTEST_FRAMES = 4
 Aggregation = Literal["batch", "time_and_batch"]
+# Of z: one for an utterance, or points of a `curve` over it.
+Deviation = float | Sequence[tuple[float, float]]
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -262,18 +264,19 @@ class Posterior:
         # In this form λ → ∞ and λ → 0 are reached without overflow.
         return cls(mean / (1 + 1 / ratio) if ratio else torch.zeros_like(mean), 1 / (ratio + 1))
 
-    def sample(self, n_frames: int, seed: int, sigma: float | None = None) -> Tensor:
+    def sample(self, n_frames: int, seed: int, sigma: Deviation | None = None) -> Tensor:
         """Draw (D, n_frames).
 
         Args:
             n_frames, seed: of the draw.
-            sigma: standard deviation around the mean; None takes the posterior's own.
+            sigma: standard deviation around the mean, or points of a `curve` over the utterance; None takes the
+                posterior's own.
         """
-        deviation = math.sqrt(self.variance) if sigma is None else sigma
+        deviation = math.sqrt(self.variance) if sigma is None else deviation_over_time(sigma, n_frames)
         noise = draw_noise(n_frames, len(self.mean), seed).T
         return fitted(self.mean, n_frames) + deviation * noise.to(self.mean)
 
-    def source(self, seed: int, sigma: float | None = None) -> Latent:
+    def source(self, seed: int, sigma: Deviation | None = None) -> Latent:
         """Return the draw as a function of the number of frames, for `Synthesizer.render`."""
         return lambda n_frames: self.sample(n_frames, seed, sigma)
 
@@ -362,10 +365,15 @@ def curve(points: Sequence[tuple[float, float]], n_frames: int) -> Tensor:
     return torch.from_numpy(np.interp(share, where, [value for _, value in points])).float()
 
 
+def deviation_over_time(sigma: Deviation, n_frames: int) -> float | Tensor:
+    """Standard deviation of every frame: a number for all, or the `curve` of its points (n_frames,)."""
+    return sigma if isinstance(sigma, float | int) else curve(sigma, n_frames)
+
+
 def prior_source(
     voice: Synthesizer,
     seed: int,
-    sigma: float | Sequence[tuple[float, float]] = 1.0,
+    sigma: Deviation = 1.0,
     mixture: Mixture | None = None,
     component: int | None = None,
 ) -> Latent:
@@ -390,10 +398,10 @@ def prior_source(
         raise InputError(f"component is {component}, but this model's prior has {n}; choose one below that.")
 
     def source(n_frames: int) -> Tensor:
-        deviation = sigma if isinstance(sigma, float | int) else curve(sigma, n_frames)[:, None]
+        deviation = deviation_over_time(sigma, n_frames)
         # Drawn in order of processing, but a curve is over time.
-        if model.reads_backward_first and isinstance(deviation, Tensor):
-            deviation = deviation.flip(0)
+        if isinstance(deviation, Tensor):
+            deviation = (deviation.flip(0) if model.reads_backward_first else deviation)[:, None]
         z = draw_latent(n_frames, model.n_mels, seed, deviation, mixture, component)
         return (z.flip(0) if model.reads_backward_first else z).T
 

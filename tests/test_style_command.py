@@ -135,6 +135,20 @@ def test_between_speakers_and_between_draws(style, voice):
     assert code == 0 and over["speaker"] == name
 
 
+def test_sigma_over_the_utterance(style, voice, folder):
+    points = [(0.0, 0.1), (1.0, 0.9)]
+    spoken, code = style("interpolate", TEXT, "--speakers", "ann", "ben", "--weight", 0, "-s", "0:0.1,1:0.9")
+    name = blend_speakers(voice, "ann", "ben", 0.0)[1]
+    expected = voice.render(TEXT, "ann", z=prior_source(voice, 1234, points), sigma=0.5)
+    assert code == 0 and spoken["speaker"] == name and close(spoken, expected)
+    evidence = ["-e", folder / "wavs" / "2.wav", "--transcript", "A tone number 2."]
+    spoken, code = style("speak", TEXT, *evidence, "-i", "ben", "--rate", 1, "-s", "0:0.1,1:0.9")
+    encoded = encode(voice, [Utterance(folder / "wavs" / "2.wav", "A tone number 2.", "ben")])
+    posterior = Posterior.of([each.z for each in encoded], aggregation="time_and_batch")
+    assert code == 0
+    assert close(spoken, voice.render(TEXT, "ben", z=posterior.source(1234, points), sigma=0.5, rate=1.0))
+
+
 def test_components_are_told_chosen_and_moved(style, folder):
     told, code = style("mixture", "-e", folder / "list.txt", model="mixture")
     assert code == 0 and set(told["shares"]) == {"ann", "ben"}

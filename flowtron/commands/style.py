@@ -25,7 +25,8 @@ flowtron style speak "Humans are walking on the streets?" -e excited.npz -i hear
 flowtron style speak "Hello." -e take.wav --transcript "I am so happy." -i heart --lambda 0.1 --aggregation batch -s 0.3
 flowtron style transfer -e take.wav --transcript "I am so happy." -i joe --what rhythm -o joe.wav
 flowtron style interpolate "Somewhere in between." --speakers heart joe --weight 0.5
-flowtron style interpolate "From calm to lively." --seeds 1 2 --weight 0:0,1:1 --spherical -s 0.8 -i heart
+flowtron style interpolate "From one reading to another." --seeds 1 2 --weight 0:0,1:1 --spherical -s 0.8 -i heart
+flowtron style interpolate "From calm to lively." --speakers heart joe --weight 0 -s 0:0.1,1:0.8
 flowtron style mixture "One of several." -m runs/mixture --component 2 --translate 7:2
 flowtron style mixture -e corpus/test.txt -m runs/mixture --json
 """
@@ -84,7 +85,12 @@ def _posterior_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _sampling_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-s", "--sigma", type=float, default=None, help="standard deviation of z: more is livelier")
+    parser.add_argument(
+        "-s",
+        "--sigma",
+        default=None,
+        help="standard deviation of z, more is livelier; or SHARE:SIGMA,... over the utterance, such as 0:0.1,1:0.8",
+    )
     parser.add_argument("--seed", type=int, default=1234, help="of the draw of z (default: %(default)s)")
     parser.add_argument("--plot", default=None, help="picture of mel and attention to write")
 
@@ -164,7 +170,7 @@ def speak(options: argparse.Namespace) -> Outcome:
     share = 1 - posterior.variance
     # The tempo is evidence like z: a large lambda leaves the voice's own.
     sampling.setdefault("rate", evidence.tempo**share)
-    z = posterior.source(options.seed, None if options.posterior_sigma else sampling["sigma"])
+    z = posterior.source(options.seed, None if options.posterior_sigma else _sigma(options))
     speech = voice.render(text, options.speaker, z=z, seed=options.seed, **sampling)
     return _written(speech, options, {"recordings": len(evidence.z), "rate": sampling["rate"], "weight": share})
 
@@ -181,7 +187,7 @@ def transfer(options: argparse.Namespace) -> Outcome:
     # The recording's own speaker may be none of the voice's; what aligns it best is who will speak.
     own = utterances[0].speaker in voice.speakers
     (encoding,) = encode_recordings(voice, utterances, None if own else voice.speaker_id(options.speaker))
-    z = prior_source(voice, options.seed, _sampling(options)["sigma"])
+    z = prior_source(voice, options.seed, _sigma(options))
     function = transfer_rhythm if options.what == "rhythm" else transfer_alignment
     return _written(function(voice, encoding, voice.speaker_id(options.speaker), z), options, {"what": options.what})
 
@@ -193,15 +199,16 @@ def interpolate(options: argparse.Namespace) -> Outcome:
     text = _text(options)
     if (options.speakers is None) == (options.seeds is None):
         raise InputError("interpolate goes between two speakers or two draws; give either --speakers or --seeds.")
-    weight = _weight(options.weight)
+    weight = _number_or_points(options.weight, "--weight")
     voice = load_voice(options)
     sampling = _sampling(options)
     if options.speakers:
         first, second = options.speakers
         blended, name = blend_speakers(voice, first, second, weight, text)
-        speech = blended.render(text, name, seed=options.seed, **sampling)
+        z = prior_source(blended, options.seed, _sigma(options))
+        speech = blended.render(text, name, z=z, seed=options.seed, **sampling)
     else:
-        draws = [prior_source(voice, seed, sampling["sigma"]) for seed in options.seeds]
+        draws = [prior_source(voice, seed, _sigma(options)) for seed in options.seeds]
         z = interpolation_source(draws[0], draws[1], weight, options.spherical)
         speech = voice.render(text, options.speaker, z=z, seed=options.seed, **sampling)
     return _written(speech, options, {"weight": weight})
@@ -234,7 +241,7 @@ def mixture(options: argparse.Namespace) -> Outcome:
             if 0 <= component < n_components:
                 prior = translate(prior, component, int(dimension), deviations)
     sampling = _sampling(options)
-    z = prior_source(voice, options.seed, sampling["sigma"], prior, options.component)
+    z = prior_source(voice, options.seed, _sigma(options), prior, options.component)
     speech = voice.render(_text(options), options.speaker, z=z, seed=options.seed, **sampling)
     return _written(speech, options, {"component": options.component})
 
@@ -258,10 +265,18 @@ def _text(options: argparse.Namespace) -> str:
     return text
 
 
-def _sampling(options: argparse.Namespace) -> dict[str, Any]:
+def _sigma(options: argparse.Namespace) -> float | list[tuple[float, float]]:
     from flowtron.synthesizer import DEFAULT_SIGMA
 
-    sampling = {"sigma": DEFAULT_SIGMA if options.sigma is None else options.sigma}
+    return DEFAULT_SIGMA if options.sigma is None else _number_or_points(options.sigma, "--sigma")
+
+
+def _sampling(options: argparse.Namespace) -> dict[str, Any]:
+    """Options of the synthesis; durations are drawn with the mean of a sigma over time."""
+    from flowtron.style import curve
+
+    sigma = _sigma(options)
+    sampling = {"sigma": sigma if isinstance(sigma, float) else float(curve(sigma, 100).mean())}
     return sampling if getattr(options, "rate", None) is None else {**sampling, "rate": options.rate}
 
 
@@ -312,13 +327,13 @@ def _pair(text: str, option: str) -> tuple[float, float]:
         raise InputError(f"{option} {text}: expected two numbers as in 0.5:1; correct it.") from None
 
 
-def _weight(text: str) -> float | list[tuple[float, float]]:
+def _number_or_points(text: str, option: str) -> float | list[tuple[float, float]]:
     if ":" in text:
-        return [_pair(point, "--weight") for point in text.split(",")]
+        return [_pair(point, option) for point in text.split(",")]
     try:
         return float(text)
     except ValueError:
-        raise InputError(f"--weight {text}: expected a number, or points such as 0:0,1:1; correct it.") from None
+        raise InputError(f"{option} {text}: expected a number, or points such as 0:0,1:1; correct it.") from None
 
 
 def _written(speech: "Speech", options: argparse.Namespace, values: dict[str, Any]) -> Outcome:
