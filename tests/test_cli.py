@@ -165,14 +165,16 @@ def test_interrupt_is_a_sentence_and_exit_code_130(name, capsys, monkeypatch):
 
 
 def test_a_real_interrupt_ends_the_process_without_a_traceback():
+    program = "from flowtron.cli import main\nprint('up', flush=True)\nraise SystemExit(main(['say']))"
     process = subprocess.Popen(
-        [sys.executable, "-m", "flowtron.cli", "say"],
+        [sys.executable, "-c", program],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    time.sleep(2)
+    assert process.stdout.readline() == b"up\n"
+    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     output, error = process.communicate(timeout=60)
     assert process.returncode == 130
