@@ -1,6 +1,7 @@
 """What every training has, of a model or a vocoder: its processes, its folder, how it stops and how it goes on."""
 
 import contextlib
+import gc
 import os
 import shutil
 import signal
@@ -154,6 +155,8 @@ class Run:
     def measure(self, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Let the first process measure, and tell the others what it found."""
         measured = [evaluate() if self.accelerator.is_main_process else {}]
+        # Pictures hold megabytes in reference cycles, which Python, seeing few objects, would not look for.
+        gc.collect()
         if self.accelerator.num_processes > 1:
             torch.distributed.broadcast_object_list(measured)
         return measured[0]

@@ -1,9 +1,11 @@
 """What a training shows: scalars, pictures and sound in TensorBoard, the terminal line, and the alignment warning."""
 
+import gc
 import math
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training import tiny_config, write_corpus
 
@@ -16,20 +18,28 @@ from flowtron.train import train
 
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory):
-    """A finished run's log, its config, and what it said."""
+    """A finished run's log, its config, and how many pictures are left when only the run itself collects garbage."""
     folder = tmp_path_factory.mktemp("run")
     corpus = write_corpus(folder / "corpus")
     options = {"with_tensorboard": True, "eval_sentences": ["One two."], "eval_wer": False, "max_iters": 20}
     config = tiny_config(corpus, folder / "run", iters_per_checkpoint=10, n_workers=1, **options)
     torch.set_num_threads(1)
+    gc.collect()
+    gc.disable()
     train(config)
+    pictures = [each for each in map(type, gc.get_objects()) if each is Figure]
+    gc.enable()
     events = EventAccumulator(str(folder / "run" / "logs"), size_guidance={"images": 0, "audio": 0, "scalars": 0})
     events.Reload()
-    return events, config
+    return events, config, len(pictures)
+
+
+def test_pictures_do_not_stay_in_memory(logged):
+    assert logged[2] == 0
 
 
 def test_everything_is_logged(logged):
-    events, _ = logged
+    events = logged[0]
     tags = events.Tags()
     for name in ("nll", "gate", "ctc", "total", "nats_per_dim", "gradient_norm", "learning_rate", "frames_per_second"):
         assert [event.step for event in events.Scalars(f"training/{name}")] == [10, 20]
@@ -44,13 +54,13 @@ def test_everything_is_logged(logged):
 
 
 def test_nats_per_dimension_are_the_true_likelihood(logged):
-    events, _ = logged
+    events = logged[0]
     nll, nats = (events.Scalars(f"training/{name}")[0].value for name in ("nll", "nats_per_dim"))
     assert math.isclose(nats - nll, 0.5 * math.log(2 * math.pi), rel_tol=1e-5)
 
 
 def test_a_resumed_run_leaves_one_curve(logged):
-    _, config = logged
+    config = logged[1]
     monitor = Monitor(config, iteration=12)
     monitor.scalars({"training/total": 5.0}, 20)
     monitor.writer.close()
