@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import io
 import json
 import math
 import os
@@ -41,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _report(outcome: Outcome, options: argparse.Namespace) -> int:
     if options.json:
-        print(json.dumps(_plain(outcome.values), ensure_ascii=False, allow_nan=False))
+        print(json.dumps(_plain(outcome.values), allow_nan=False))
     elif not options.quiet and outcome.text:
         print(outcome.text)
     sys.stdout.flush()
@@ -61,7 +62,7 @@ def _fail(sentence: str, code: int, options: argparse.Namespace) -> int:
     if options.debug:
         traceback.print_exc()
     if options.json:
-        print(json.dumps({"error": sentence}, ensure_ascii=False))
+        print(json.dumps({"error": sentence}))
     print(f"flowtron {options.command}: {sentence}", file=sys.stderr)
     return code
 
@@ -74,6 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         130 when interrupted.
     """
     options = build_parser().parse_args(arguments)
+    # A terminal or pipe that lacks a character, and a file name that is no text, must not cost the result.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     before = warnings.showwarning
     # A person wants the sentence of a warning, not the line of code it came from.
     if not options.debug:

@@ -19,7 +19,7 @@ import torch
 from flowtron.audio import AudioSettings, load_wav, log_mel
 from flowtron.data import Utterance
 from flowtron.errors import InputError
-from flowtron.speech import Speech
+from flowtron.speech import Speech, write_atomically
 from flowtron.synthesizer import Synthesizer
 
 LISTENING_RATE = 16000  # Hz, of the recogniser, the quality and the speaker model alike
@@ -57,6 +57,8 @@ def packaged_whisper(cache: Path | None = None) -> Path:
 
 @lru_cache(maxsize=2)
 def _whisper(path: str, threads: int) -> Any:
+    if not Path(path, "model.bin").is_file():
+        raise InputError(f"{path}: no model.bin of a faster-whisper model is in it; name such a folder.")
     return require("faster_whisper").WhisperModel(path, device="cpu", compute_type="int8", cpu_threads=threads)
 
 
@@ -255,12 +257,14 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
         summary[f"wer{name}"], summary[f"wer{name}_interval"] = words["value"], [words["low"], words["high"]]
         characters = rate([(row.heard[name].character_errors, row.heard[name].characters) for row in rows])
         summary[f"cer{name}"] = characters["value"]
+        summary[f"cer{name}_interval"] = [characters["low"], characters["high"]]
     for key in rows[0].values:
         each = [row.values[key] for row in rows]
         if key in ("alignment_failures", *ALIGNMENT_FAILURES):
             summary[key] = int(sum(each))
         else:
-            summary[key], summary[f"{key}_interval"] = float(np.nanmean(each)), interval(each)
+            known = [value for value in each if np.isfinite(value)]
+            summary[key], summary[f"{key}_interval"] = float(np.mean(known)) if known else float("nan"), interval(each)
     return summary
 
 
@@ -344,7 +348,9 @@ def write_report(summary: dict[str, Any], rows: Sequence[Row], path: Path, n_wor
         }
         for row in rows
     ]
-    path.write_text(json.dumps({"summary": summary, "utterances": each}, indent=1) + "\n", encoding="utf-8")
+    # What could not be measured is null, as JSON has no NaN.
+    values = json.loads(json.dumps({"summary": summary, "utterances": each}), parse_constant=lambda name: None)
+    write_atomically(path, json.dumps(values, indent=1) + "\n")
     written = [path]
     worst_first = sorted(rows, key=lambda row: (-row.values["alignment_failures"], -row.heard[""].word_errors))
     for number, row in enumerate(worst_first[:n_worst]):

@@ -115,7 +115,9 @@ def libritts(root: Path) -> Iterator[Source]:
     for path in sorted(root.rglob("*.wav")):
         transcript = path.with_suffix(".normalized.txt")
         if transcript.is_file():
-            yield Source(path, read_text(transcript), path.parts[-3], path.stem, split.get(path.stem, "train"))
+            yield Source(
+                path, read_text(transcript), path.absolute().parts[-3], path.stem, split.get(path.stem, "train")
+            )
 
 
 def vctk(root: Path) -> Iterator[Source]:
@@ -165,7 +167,10 @@ def _from_table(root: Path, table: Path, sounds: dict[Path, Path]) -> Iterator[S
     first = next((line for line in lines if line.strip()), "")
     separator = next((mark for mark in ("|", "\t", ";") if mark in first), ",")
     # A bar separates without quotes around a field, as in LJSpeech.
-    rows = [line.split("|") for line in lines] if separator == "|" else list(csv.reader(lines, delimiter=separator))
+    try:
+        rows = [line.split("|") for line in lines] if separator == "|" else list(csv.reader(lines, delimiter=separator))
+    except csv.Error as error:
+        raise InputError(f"{table}: no table that can be read ({error}); look for a quotation mark too many.") from None
     names = {"path": 0, "text": 1, "speaker": 2}
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
     has_header = {"path", "text"} <= set(header)
@@ -218,6 +223,10 @@ def prepare_recording(job: tuple[Source, Path, Settings]) -> float | str:
             return soundfile.info(target).duration
     except (OSError, soundfile.LibsndfileError):
         pass
+    if any(mark in source.key for mark in "|\r\n"):
+        return "a bar or a line break in its name has another meaning in a filelist; rename it"
+    if _readable(source.key) != source.key:
+        return "its name is not UTF-8, as a filelist is; rename it"
     if not any(character.isalnum() for character in source.text):
         return f"its text is {source.text[:40]!r}, with nothing to speak"
     try:
@@ -272,13 +281,18 @@ def prepare(
     targets = [output / "wavs" / f"{source.key}.wav" for source in sources]
     results = _run([(s, t, settings) for s, t in zip(sources, targets)], workers, progress)
     used = [(s, t, r) for s, t, r in zip(sources, targets, results) if isinstance(r, float)]
-    left_out = [(s.key, r) for s, r in zip(sources, results) if isinstance(r, str)]
+    left_out = [(_readable(s.key), r) for s, r in zip(sources, results) if isinstance(r, str)]
     if corpus == "libritts":
         used, rest = _libritts_selection(used)
         left_out += rest
     if not used:
         raise InputError(f"{root}: none of {len(sources)} recordings can be used; the first: {left_out[0][1]}")
     return _write(output, used, left_out)
+
+
+def _readable(name: str) -> str:
+    """A name in one line, with a mark for what is no Unicode in it."""
+    return " ".join(name.encode("utf-8", "replace").decode().splitlines())
 
 
 def _is_inside(root: Path, path: Path) -> bool:

@@ -1,8 +1,6 @@
 """What synthesis gives: sound, mel, attention, times and score of one utterance."""
 
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ from torch import Tensor
 from flowtron.alignment import AlignmentReport
 from flowtron.audio import save_wav
 from flowtron.errors import InputError
+from flowtron.tensorfile import replaced_file
 
 
 @dataclass(frozen=True)
@@ -161,14 +160,8 @@ class Narration:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that no reader ever sees half of it."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replaced_file(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def times(speech: Timed) -> dict[str, list[dict[str, str | float]]]:

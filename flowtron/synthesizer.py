@@ -48,6 +48,14 @@ def bundled_voices() -> list[str]:
     return sorted(path.name for path in VOICES.glob("*") if (path / "model.json").is_file())
 
 
+def locate(path: str | Path) -> Path:
+    """Return the folder of a bundled voice by its name, of the best checkpoint of a run, or the path as it is."""
+    path = Path(path)
+    if not path.exists() and (VOICES / path / "model.json").is_file():
+        path = VOICES / path
+    return best_checkpoint(path) or path
+
+
 class Synthesizer:
     """A model with its tokenizer, speakers and vocoder."""
 
@@ -82,11 +90,10 @@ class Synthesizer:
             InputError: there is no such checkpoint or voice, the vocoder was made for other mels, or the engine or
                 dtype cannot be had.
         """
-        if not Path(path).exists() and (VOICES / str(path) / "model.json").is_file():
-            path = VOICES / str(path)
+        path = locate(path)
         if vocoder is None:
-            vocoder = "light" if Path(path).resolve().parent == VOICES.resolve() else "griffin_lim"
-        loaded = load_model(best_checkpoint(Path(path)) or path, device)
+            vocoder = "light" if path.resolve().parent == VOICES.resolve() else "griffin_lim"
+        loaded = load_model(path, device)
         config = loaded.config
         # Spelling and pronunciation were mixed for training; a dictionary word is pronounced when it is known.
         tokenizer = Tokenizer(

@@ -60,8 +60,10 @@ WRONG = {
         ["hi", "-o", "-", "--json"],
         ["hi", "--times", "none/a.srt"],
     ],
-    "prepare": [["ljspeech", "none", "-o", "out"], ["nonsense", ".", "-o", "out"], ["folder", "junk.bin", "-o", "out"]],
-    "check": [["none.txt"], ["junk.bin", "-o", "none/a.txt"]],
+    "prepare": [["ljspeech", "none", "-o", "out"], ["nonsense", ".", "-o", "out"], ["folder", "junk.bin", "-o", "out"]]
+    + [["folder", ".", "-o", "out", "--sample-rate", rate] for rate in ("0", "999999999")],
+    "check": [["none.txt"], ["junk.bin", "-o", "none/a.txt"], ["junk.bin", "--plot", "a.txt"]],
+    "score": [["none.txt", "--frames", "a.csv"]],
     "train": [["-c", "none.json"], ["-c", "junk.bin"]],
     "serve": [
         ["no/such/voice", "--port", "0"],
@@ -69,7 +71,12 @@ WRONG = {
         ["--port", "99999"],
         ["--host", "999.1.1.1"],
     ],
-    "evaluate": [["no/such/voice", "--sentences", "none.txt"], ["no", "--sentences", "a.txt", "--worst", "2"]],
+    "evaluate": [
+        ["no/such/voice", "--sentences", "none.txt"],
+        ["no", "--sentences", "a.txt", "--worst", "2"],
+        ["no", "--sentences", "a.txt", "-o", "a.json", "--worst", "-1"],
+        ["no", "--sentences", "a.txt", "--limit", "-1"],
+    ],
     "mels": [["none.txt", "out"], ["junk.bin", "none/out"]],
     "convert": [["none.pt", "out"], ["junk.bin", "out"]],
     "export": [["none", "out.pt"], ["junk.bin", "out.pt"]],
@@ -296,6 +303,32 @@ def test_info_in_words_and_in_json(voice, capsys):
     assert "ann, ben" in capsys.readouterr().out
     assert run("info", voice, "--json") == 0
     assert json.loads(capsys.readouterr().out)["speakers"] == ["ann", "ben"]
+
+
+def test_info_and_export_know_bundled_voices_and_runs_by_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("flowtron.synthesizer.VOICES", tmp_path / "bundled")
+    save_tiny_voice(tmp_path / "bundled" / "demo")
+    save_tiny_voice(tmp_path / "run" / "checkpoints" / "00000005")
+    (tmp_path / "run" / "best").write_text("00000005")
+    for name in ("demo", "run"):
+        assert run("info", name, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["speakers"] == ["ann", "ben"]
+        assert run("export", name, f"{name}.pt", "-q") == 0 and (tmp_path / f"{name}.pt").is_file()
+
+
+@pytest.mark.parametrize("json_mode", [False, True])
+def test_a_pipe_that_lacks_a_character_does_not_cost_the_result(json_mode, tmp_path):
+    (tmp_path / "list.txt").write_text("none.wav|Grüße.|Jörg\nnöne.wav|Grüße.|Jörg\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "flowtron.cli", "check", "list.txt", *(["--json"] if json_mode else [])],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+    )
+    assert done.returncode == 0 and done.stderr == b""
+    if json_mode:
+        assert [row["path"] for row in json.loads(done.stdout)["findings"]] == ["none.wav", "nöne.wav"]
+    else:
+        assert b"n\\xf6ne.wav" in done.stdout
 
 
 def test_export_and_convert_give_the_voice_back(voice, tmp_path, capsys):

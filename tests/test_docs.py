@@ -103,6 +103,16 @@ def test_links_lead_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
+def test_commands_are_ones_that_the_parser_takes(page):
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    quoted = re.findall(r"`flowtron ([a-z]+ [^`]*)`", text)
+    # Within a sentence a command may be named with a word of its arguments; more is a command to type.
+    shown = re.findall(r"^ *flowtron ([a-z]+ .*)$", re.sub(r"`[^`\n]*`", "", text), re.MULTILINE)
+    for line in [*shown, *(each for each in quoted if len(each.split()) > 2)]:
+        build_parser().parse_args(shlex.split(re.split(r"  |[|>#]", line)[0]))
+
+
 def run_script(name, *arguments):
     """Run a script of the repository in this process; return its exit code."""
     specification = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,6 +191,7 @@ def test_parts_do_not_change_when_recordings_are_added():
         ({"metadata.csv": "/etc/passwd|Hi.\n"}, "outside"),
         ({"metadata.csv": "none|Hi.\n"}, "none of 1 recordings"),
         ({"metadata.csv": b"a|caf\xe9\n"}, "not UTF-8"),
+        ({"metadata.csv": f'a,"{"x" * 200000}\n'}, "quotation mark"),
     ],
 )
 def test_a_folder_that_is_no_corpus_is_refused_in_a_sentence(content, expected, tmp_path):
@@ -208,3 +210,23 @@ def test_another_folder_is_refused(corpus, tmp_path):
     for root in (tmp_path / "empty", tmp_path / "none"):
         with pytest.raises(InputError):
             run(corpus, root, tmp_path / "out")
+
+
+def test_libritts_may_be_named_from_within(tmp_path, monkeypatch):
+    for number in range(3):
+        path = write_wav(tmp_path / f"lib/84/121/84_121_{number}.wav", hz=200 + number)
+        path.with_suffix(".normalized.txt").write_text(f"Hello {number}.")
+    monkeypatch.chdir(tmp_path / "lib/84/121")
+    assert list(run("libritts", Path("."), tmp_path / "out").minutes_by_speaker) == ["84"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere no file can have such a name")
+@pytest.mark.parametrize(("name", "shown"), [("a|b", "a|b"), ("a\nb", "a b"), (os.fsdecode(b"a\xe9b"), "a?b")])
+def test_a_name_that_a_filelist_cannot_hold_is_left_out(name, shown, tmp_path):
+    for stem in ("good", name):
+        # libsndfile cannot write under such a name.
+        path = write_wav(tmp_path / "mine" / "new.wav").rename(tmp_path / "mine" / f"{stem}.wav")
+        path.with_suffix(".txt").write_text("Hello there.")
+    report = run("folder", tmp_path / "mine", tmp_path / "out")
+    assert [key for key, _ in report.left_out] == [shown] and parts(tmp_path / "out")["train"][0][0] == "good"
+    assert (tmp_path / "out/left_out.txt").read_text().count("\n") == 1

@@ -179,6 +179,9 @@ def test_components_are_told_chosen_and_moved(style, folder):
         (["interpolate", "Hi.", "--seeds", "1", "2", "--weight", "0:b"], "--weight 0:b"),
         (["interpolate", "Hi.", "--seeds", "1", "2", "--weight", "0:0,3:1"], "expected points"),
         (["interpolate", "Hi.", "--speakers", "ann", "carl"], "'carl'"),
+        (["interpolate", "Hi.", "--speakers", "ann", "ben", "--weight", "nan"], "--weight nan"),
+        (["interpolate", "Hi.", "--seeds", "1", "2", "--weight", "0:0,1:inf"], "--weight 1:inf"),
+        (["interpolate", "Hi.", "--speakers", "ann", "ben", "--spherical"], "--spherical"),
         (["mixture", "Hi."], "no mixture"),
     ],
 )

@@ -34,6 +34,7 @@ COMMANDS = (
     "info",
     "completion",
 )
+PICTURES = (".png", ".jpg", ".pdf", ".svg")
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,16 @@ def check_writable(*paths: str | Path | None) -> None:
             raise InputError(f"{path}: its folder does not exist; create it or choose another.")
         if Path(path).is_dir():
             raise InputError(f"{path}: it is a folder, where a file was expected; add the file's name.")
+
+
+def check_picture(path: str | Path | None) -> None:
+    """Refuse a picture's name before any work is done in vain; None is skipped.
+
+    Raises:
+        InputError: its suffix is of no format that is drawn.
+    """
+    if path and Path(path).suffix.lower() not in PICTURES:
+        raise InputError(f"{path}: pictures are written as {', '.join(PICTURES)}; choose one of these suffixes.")
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from flowtron.commands import Outcome, check_writable, progress_bar
+from flowtron.commands import Outcome, check_picture, check_writable, progress_bar
 
 EXAMPLES = """\
 flowtron check corpus/train.txt
@@ -33,6 +33,7 @@ def run(options: argparse.Namespace) -> Outcome:
     clean = Path(options.output) if options.output else filelist.with_name(f"{filelist.stem}_clean.txt")
     picture = Path(options.plot) if options.plot else filelist.with_name(f"{filelist.stem}_check.png")
     check_writable(clean, picture)
+    check_picture(picture)
     with progress_bar("checking", options) as show:
         result = check(filelist, options.sample_rate, workers=options.workers, progress=show)
     figure(result).savefig(picture, dpi=100)

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from flowtron.commands import Outcome, add_voice_options, check_writable, load_voice, progress_bar
+from flowtron.errors import InputError
 
 EXAMPLES = """\
 flowtron evaluate runs/demo/checkpoints/00008500 --sentences corpus/test.txt
@@ -34,10 +35,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Outcome:
     """Measure and tabulate."""
     from flowtron.data import Utterance, read_filelist
-    from flowtron.errors import InputError
     from flowtron.evaluate import evaluate, table, write_report
 
     check_writable(options.output)
+    for name in ("limit", "worst"):
+        if getattr(options, name) < 0:
+            raise InputError(f"--{name} is {getattr(options, name)}; give 0 or more.")
     if options.worst and not options.output:
         raise InputError(f"--worst {options.worst} has no place to write to; name a file with --output.")
     references: list[Utterance] = []

@@ -33,8 +33,8 @@ def run(options: argparse.Namespace) -> Outcome:
     from flowtron.errors import InputError
     from flowtron.prepare import Settings, prepare
 
-    if options.sample_rate < 1000:
-        raise InputError(f"--sample-rate is {options.sample_rate} Hz, too low for speech; give for example 22050.")
+    if not 1000 <= options.sample_rate <= 192000:
+        raise InputError(f"--sample-rate is {options.sample_rate} Hz, expected 1000 to 192000; give for example 22050.")
     settings = Settings(options.sample_rate, options.trim_db or None)
     with progress_bar("preparing", options) as show:
         report = prepare(options.corpus, Path(options.path), Path(options.output), settings, options.workers, show)

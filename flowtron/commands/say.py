@@ -2,11 +2,12 @@
 
 import argparse
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowtron.commands import Outcome, add_voice_options, check_writable, load_voice, progress_bar
+from flowtron.commands import Outcome, add_voice_options, check_picture, check_writable, load_voice, progress_bar
 from flowtron.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ flowtron say "Hello." -o - --format pcm | aplay -f S16_LE -r 22050
 """
 LINES_AT_ONCE = 64  # whose sentences are computed together
 SUFFIXES = (".wav", ".flac", ".mp3", ".opus")
-PICTURES = (".png", ".jpg", ".pdf", ".svg")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -82,10 +82,7 @@ def run(options: argparse.Namespace) -> Outcome:
     elif Path(options.output).suffix.lower() not in SUFFIXES:
         raise InputError(f"{options.output}: sound is written as {', '.join(SUFFIXES)}; choose one of these suffixes.")
     check_writable(*([] if to_folder else [options.output]), options.plot, options.times)
-    if options.plot and Path(options.plot).suffix.lower() not in PICTURES:
-        raise InputError(
-            f"{options.plot}: pictures are written as {', '.join(PICTURES)}; choose one of these suffixes."
-        )
+    check_picture(options.plot)
     if options.times:
         times_writer(options.times)
     if not any(character.isalnum() for character in text):
@@ -118,24 +115,30 @@ def to_file(
     voice: "Synthesizer", text: str, options: argparse.Namespace, sampling: dict[str, Any]
 ) -> tuple[list["Speech | Narration"], list[Path]]:
     """Write one sound file, with its picture and times where they are asked for."""
+    import soundfile
+
     from flowtron.encode import encode
     from flowtron.speech import save_times
+    from flowtron.tensorfile import replaced_file
 
     output = Path(options.output)
     written = [output]
     spoken: Speech | Narration
-    if output.suffix.lower() == ".wav" and not options.plot:
-        # However long the text is, only a few sentences are held at a time.
-        with progress_bar("speaking", options) as show:
-            spoken = voice.speak_to_file(text, output, progress=show, **sampling)
-    else:
+    format = output.suffix.lower().lstrip(".")
+    if options.plot:
         spoken = voice(text, **sampling)
-        if output.suffix.lower() == ".wav":
-            spoken.save(output)
-        else:
-            output.write_bytes(encode(spoken.wav, spoken.sample_rate, output.suffix.lower().lstrip(".")))
-        if options.plot:
-            written.append(spoken.plot(options.plot))
+        with replaced_file(output) as file:
+            file.write(encode(spoken.wav, spoken.sample_rate, format))
+        written.append(spoken.plot(options.plot))
+    else:
+        # However long the text is, only a few sentences are held at a time.
+        with progress_bar("speaking", options) as show, tempfile.TemporaryDirectory() as place:
+            wav = output if format == "wav" else Path(place) / "speech.wav"
+            spoken = voice.speak_to_file(text, wav, progress=show, **sampling)
+            if wav != output:
+                content = encode(soundfile.read(wav)[0], spoken.sample_rate, format)
+                with replaced_file(output) as file:
+                    file.write(content)
     if options.times:
         written.append(save_times(spoken, options.times))
     return [spoken], written

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from flowtron.commands import Outcome, add_voice_options, check_writable, load_voice, progress_bar
+from flowtron.errors import InputError
 
 EXAMPLES = """\
 flowtron score corpus/train.txt -m runs/demo/checkpoints/00008500
@@ -31,6 +32,8 @@ def run(options: argparse.Namespace) -> Outcome:
     from flowtron.score import rows, score_corpus, table, write_csv
 
     check_writable(options.csv, options.frames)
+    if options.frames and Path(options.frames).suffix != ".npz":
+        raise InputError(f"{options.frames}: nats of frames are written as .npz; choose that suffix.")
     utterances = read_filelist(options.filelist)
     voice = load_voice(options)
     with progress_bar("scoring", options) as show:

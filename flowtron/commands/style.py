@@ -5,18 +5,26 @@ given. `mixture` without a text tells how recordings are shared among the compon
 """
 
 import argparse
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowtron.commands import Outcome, add_common_options, add_voice_options, check_writable, load_voice
-from flowtron.commands.say import PICTURES
+from flowtron.commands import (
+    Outcome,
+    add_common_options,
+    add_voice_options,
+    check_picture,
+    check_writable,
+    load_voice,
+    progress_bar,
+)
 from flowtron.errors import InputError
 
 if TYPE_CHECKING:
     from flowtron.data import Utterance
     from flowtron.speech import Speech
-    from flowtron.style import Evidence
+    from flowtron.style import Encoding, Evidence
     from flowtron.synthesizer import Synthesizer
 
 EXAMPLES = """\
@@ -134,8 +142,7 @@ def run(options: argparse.Namespace) -> Outcome:
         raise InputError(f"{options.output}: {options.action} writes {suffix}; choose that suffix.")
     plot = getattr(options, "plot", None)
     check_writable(options.output, plot)
-    if plot and Path(plot).suffix.lower() not in PICTURES:
-        raise InputError(f"{plot}: pictures are written as {', '.join(PICTURES)}; choose one of these suffixes.")
+    check_picture(plot)
     function, _ = ACTIONS[options.action]
     return function(options)
 
@@ -199,6 +206,8 @@ def interpolate(options: argparse.Namespace) -> Outcome:
     text = _text(options)
     if (options.speakers is None) == (options.seeds is None):
         raise InputError("interpolate goes between two speakers or two draws; give either --speakers or --seeds.")
+    if options.spherical and options.speakers:
+        raise InputError("--spherical is a way between two draws of z; leave it out with --speakers, or give --seeds.")
     weight = _number_or_points(options.weight, "--weight")
     voice = load_voice(options)
     sampling = _sampling(options)
@@ -217,13 +226,12 @@ def interpolate(options: argparse.Namespace) -> Outcome:
 def mixture(options: argparse.Namespace) -> Outcome:
     """Speak from a component of a mixture prior, or tell how recordings are shared among the components."""
     from flowtron.style import component_shares, prior_source, translate
-    from flowtron.style import encode as encode_recordings
 
     voice = load_voice(options)
     if voice.flowtron.mixture is None:
         raise InputError("this model's prior is no mixture; train one with model_config.n_components of 2 or more.")
     if not options.text:
-        shares = component_shares(encode_recordings(voice, _recordings(options), options.speaker))
+        shares = component_shares(_encoded(voice, _recordings(options), options.speaker, options))
         rows = [f"{name:16s}" + "".join(f"{p:8.3f}" for p in shares[name].tolist()) for name in shares]
         title = f"{'speaker':16s}" + "".join(f"{k:8d}" for k in range(voice.flowtron.mixture.n_components))
         return Outcome("\n".join([title, *rows]), {"shares": {name: shares[name].tolist() for name in shares}})
@@ -303,7 +311,6 @@ def _recordings(options: argparse.Namespace) -> list["Utterance"]:
 def _with_evidence(options: argparse.Namespace) -> tuple["Synthesizer", "Evidence"]:
     """The voice, and the evidence encoded as the speaker who will speak."""
     from flowtron.style import Evidence
-    from flowtron.style import encode as encode_recordings
 
     saved = [Path(name) for name in options.evidence if Path(name).suffix.lower() == ".npz"]
     if saved and (len(options.evidence) > 1 or options.transcript):
@@ -316,24 +323,38 @@ def _with_evidence(options: argparse.Namespace) -> tuple["Synthesizer", "Evidenc
         if any(len(z) != n_mels for z in evidence.z):
             raise InputError(f"{saved[0]}: its z are not of {n_mels} channels as this model's; encode with this model.")
         return voice, evidence
-    return voice, Evidence.of(voice, encode_recordings(voice, utterances, voice.speaker_id(options.speaker)))
+    return voice, Evidence.of(voice, _encoded(voice, utterances, voice.speaker_id(options.speaker), options))
+
+
+def _encoded(
+    voice: "Synthesizer", utterances: Sequence["Utterance"], speaker: str | int | None, options: argparse.Namespace
+) -> list["Encoding"]:
+    from flowtron.style import encode as encode_recordings
+
+    with progress_bar("encoding", options) as show:
+        return encode_recordings(voice, utterances, speaker, lambda done: show(done / len(utterances)))
 
 
 def _pair(text: str, option: str) -> tuple[float, float]:
     first, _, second = text.partition(":")
-    try:
-        return float(first), float(second)
-    except ValueError:
-        raise InputError(f"{option} {text}: expected two numbers as in 0.5:1; correct it.") from None
+    expected = "two numbers as in 0.5:1"
+    return _number(first, option, text, expected), _number(second, option, text, expected)
 
 
 def _number_or_points(text: str, option: str) -> float | list[tuple[float, float]]:
     if ":" in text:
         return [_pair(point, option) for point in text.split(",")]
+    return _number(text, option, text, "a number, or points such as 0:0,1:1")
+
+
+def _number(text: str, option: str, given: str, expected: str) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise InputError(f"{option} {text}: expected a number, or points such as 0:0,1:1; correct it.") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{option} {given}: expected {expected}; correct it.")
+    return number
 
 
 def _written(speech: "Speech", options: argparse.Namespace, values: dict[str, Any]) -> Outcome:
