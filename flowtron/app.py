@@ -262,7 +262,7 @@ def style(
         InputError: there is no recording or transcript, or they cannot be used.
     """
     from flowtron.data import Utterance
-    from flowtron.style import Posterior, encode
+    from flowtron.style import Posterior, encode, tempo
 
     service.check(text, DEFAULT_SIGMA, 1.0, seed)
     if not reference:
@@ -280,7 +280,10 @@ def style(
             # Its path on this machine is no business of the one who uploaded it.
             raise InputError(str(problem).replace(str(reference), "the reference")) from None
         posterior = Posterior.of([evidence.z], float(strength))
-        return choice.voice.render(text, choice.speaker, z=posterior.source(seed))
+        # As far as z follows the reference, so does the tempo, which a model with durations does not have in z.
+        rate = tempo(choice.voice, [evidence]) ** (1 - posterior.variance)
+        rate = min(max(rate, service.limits.rate_least), service.limits.rate_most)
+        return choice.voice.render(text, choice.speaker, z=posterior.source(seed), rate=rate)
 
     return service.run(work)
 

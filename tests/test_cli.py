@@ -377,3 +377,19 @@ def test_mels_writes_a_mel_of_every_recording_once(tmp_path, capsys):
         assert np.load(tmp_path / "mels" / f"{Path(name).stem}.npy").shape == (80, n_frames)
     assert run("mels", *arguments, "--json") == 0
     assert json.loads(capsys.readouterr().out)["written"] == 0
+
+
+def test_training_takes_the_device_that_was_asked_for_or_says_that_it_cannot(tmp_path, monkeypatch, capsys):
+    import torch
+
+    taken = []
+    monkeypatch.setattr("flowtron.device.choose_device", lambda name: torch.device(name))
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr("flowtron.train.train", lambda config: tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
+    config = str(Path(__file__).parent.parent / "configs/demo.json")
+    assert run("train", "-c", config, "-d", "cuda:1") == 0
+    assert taken == [torch.device("cuda:1")] and os.environ["ACCELERATE_USE_CPU"] == "false"
+    assert run("train", "-c", config, "-d", "cpu") == 0 and os.environ["ACCELERATE_USE_CPU"] == "true"
+    assert run("train", "-c", config, "-d", "mps") == 2
+    assert "only synthesis" in capsys.readouterr().err

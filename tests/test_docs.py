@@ -92,6 +92,13 @@ def test_every_step_of_a_new_user_is_in_the_readme():
     assert "Posterior.of" in README
 
 
+def test_the_readme_goes_from_hearing_to_how_it_works():
+    order = ["Hear it", "Use it from Python", "Train your own", "Control", "Load your checkpoints", "Benchmarks"]
+    assert re.findall(r"^## (.*)$", README, re.MULTILINE) == [*order, "How it works", "More"]
+    pages = ("TRAINING", "RECIPES", "LANGUAGES", "API", "TROUBLESHOOTING", "CITE")
+    assert all(f"docs/{page}.md" in README for page in pages)
+
+
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("filelists/*.md")])
 
 

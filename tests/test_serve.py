@@ -423,3 +423,29 @@ def test_speakers_of_different_models_and_wordless_references_are_refused(voice,
     for transcript, told in (("...", "transcript"), ("a" * 201, "transcript"), ("\u0635\u0628", "no symbol")):
         with pytest.raises(InputError, match=told):
             style(service, "Hi.", "one/ann", reference, transcript, 0.5, 1)
+
+
+def test_the_style_of_a_reference_is_its_tempo_too(voice, tmp_path):
+    from flowtron.app import style
+    from flowtron.data import Utterance
+    from flowtron.style import Posterior, encode, tempo
+
+    path = write_wav(tmp_path / "a.wav", 0.6)
+    evidence = encode(voice, [Utterance(path, "A tone is heard.", "ann")], "ann")
+    posterior, fast = Posterior.of([evidence[0].z], 0.5), tempo(voice, evidence)
+    assert abs(fast - 1) > 0.1
+    expected = voice.render(TEXT, "ann", z=posterior.source(1), rate=fast ** (1 - posterior.variance))
+    spoken = style(Service({"tiny": voice}, LIMITS), TEXT, "ann", str(path), "A tone is heard.", 0.5, 1)
+    assert len(spoken.wav) == len(expected.wav) != len(voice.render(TEXT, "ann", z=posterior.source(1)).wav)
+    assert np.abs(spoken.wav - expected.wav).max() < 1e-6
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_the_command_tells_a_script_where_it_listens(host, tmp_path, monkeypatch, capsys):
+    asked = {}
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: asked.update(port=sockets[0].getsockname()[1]))
+    folder = str(save_tiny_voice(tmp_path / "tiny"))
+    assert main(["serve", folder, "--port", "0", "--host", host, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[0])
+    shown = f"[{host}]" if ":" in host else host
+    assert told == {"url": f"http://{shown}:{asked['port']}", "voices": ["ann", "ben"]}

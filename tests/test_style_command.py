@@ -153,6 +153,8 @@ def test_components_are_told_chosen_and_moved(style, folder):
     told, code = style("mixture", "-e", folder / "list.txt", model="mixture")
     assert code == 0 and set(told["shares"]) == {"ann", "ben"}
     assert all(sum(row) == pytest.approx(1, abs=1e-5) and len(row) == 3 for row in told["shares"].values())
+    of_ann = [each["shares"] for each in told["recordings"] if each["speaker"] == "ann"]
+    assert len(of_ann) == 2 and np.mean(of_ann, 0) == pytest.approx(told["shares"]["ann"], abs=1e-6)
     sounds = []
     for options in (["--component", 0], ["--component", 1], ["--component", 1, "--translate", "7:3"]):
         spoken, code = style("mixture", TEXT, *options, "-s", 0.5, model="mixture")

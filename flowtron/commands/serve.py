@@ -1,6 +1,7 @@
 """Serve a web page to speak with, and an HTTP API that OpenAI's clients understand."""
 
 import argparse
+import json
 import os
 import socket
 from pathlib import Path
@@ -53,10 +54,11 @@ def run(options: argparse.Namespace) -> Outcome:
         voices[name] = load_voice(options)
     service = Service(voices, Limits(options.max_text, options.max_upload, options.max_queue))
     host, port = listener.getsockname()[:2]
-    if not options.quiet:
-        print(
-            f"http://{host}:{port} speaks as {', '.join(service.choices)}; its API: /docs; end with Ctrl-C", flush=True
-        )
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    if options.json:
+        print(json.dumps({"url": address, "voices": list(service.choices)}), flush=True)
+    elif not options.quiet:
+        print(f"{address} speaks as {', '.join(service.choices)}; its API: /docs; end with Ctrl-C", flush=True)
     server = uvicorn.Server(uvicorn.Config(build_app(service), log_level="warning", timeout_graceful_shutdown=5))
     server.run(sockets=[listener])
     return Outcome("")

@@ -231,10 +231,21 @@ def mixture(options: argparse.Namespace) -> Outcome:
     if voice.flowtron.mixture is None:
         raise InputError("this model's prior is no mixture; train one with model_config.n_components of 2 or more.")
     if not options.text:
-        shares = component_shares(_encoded(voice, _recordings(options), options.speaker, options))
+        encodings = _encoded(voice, _recordings(options), options.speaker, options)
+        shares = component_shares(encodings)
+        recordings = [
+            {
+                "path": str(each.utterance.path),
+                "speaker": each.utterance.speaker,
+                "shares": each.mixture.prob[0].tolist(),
+            }
+            for each in encodings
+            if each.mixture is not None
+        ]
         rows = [f"{name:16s}" + "".join(f"{p:8.3f}" for p in shares[name].tolist()) for name in shares]
         title = f"{'speaker':16s}" + "".join(f"{k:8d}" for k in range(voice.flowtron.mixture.n_components))
-        return Outcome("\n".join([title, *rows]), {"shares": {name: shares[name].tolist() for name in shares}})
+        by_speaker = {name: shares[name].tolist() for name in shares}
+        return Outcome("\n".join([title, *rows]), {"shares": by_speaker, "recordings": recordings})
     import torch
 
     with torch.inference_mode():

@@ -3,7 +3,8 @@
 import argparse
 import os
 
-from flowtron.commands import Outcome, add_device_option
+from flowtron.commands import Outcome
+from flowtron.errors import InputError
 
 EXAMPLES = """\
 flowtron train -c configs/demo.json
@@ -18,16 +19,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-p", "--params", nargs="*", action="extend", default=[], metavar="section.key=value", help="overrides of it"
     )
-    add_device_option(parser)
+    parser.add_argument("-d", "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
 
 
 def run(options: argparse.Namespace) -> Outcome:
     """Train as configured."""
+    import torch
+
     from flowtron.config import load_config
     from flowtron.device import choose_device
 
+    if options.device == "mps":
+        raise InputError("device is 'mps', on which only synthesis runs; train with auto, cpu, cuda or cuda:N.")
     config = load_config(options.config, options.params)
-    if choose_device(options.device).type == "cpu":
+    device = choose_device(options.device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    elif device.type != "cuda":
         os.environ["ACCELERATE_USE_CPU"] = "true"
     from flowtron.train import train
 

@@ -77,11 +77,6 @@ class WindowWalk:
         return at_end & (self.still >= self.window.tail_frames) & (self.window.tail_frames > 0)
 
 
-def additive_scores_pairwise(query: Tensor, key: Tensor, score: Tensor) -> Tensor:
-    """Scores with keys of their own for every frame: query (B, T_mel, A), key (B, T_text, A) or one frame of them."""
-    return torch.tanh(query[:, :, None] + key[:, None]) @ score
-
-
 class AdditiveAttention(nn.Module):
     """e = scoreᵀ tanh(W_q query + W_k encoded), softmax over the text, context = attention · W_v encoded."""
 

@@ -4,7 +4,6 @@ Letters: B batch, T_mel frames, T_samples samples, G channels of a group (n_grou
 C channels within a coupling network.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -139,8 +138,3 @@ class Glow(nn.Module):
             x = mix.inverse(torch.cat([changed, kept] if self._flips(k) else [kept, changed], 1))
         x = torch.cat([z[:, :n_left], x], 1)
         return x.transpose(1, 2).flatten(1)
-
-
-def nats_per_sample(loss: float, sigma: float = 1.0) -> float:
-    """Add to a loss the constant that makes it the negative log-likelihood in nats per sample."""
-    return loss + 0.5 * math.log(2 * math.pi) + math.log(sigma)

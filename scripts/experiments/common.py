@@ -36,13 +36,6 @@ def load(options: argparse.Namespace) -> Synthesizer:
     return Synthesizer.load(options.model, **({} if options.vocoder is None else {"vocoder": options.vocoder}))
 
 
-def spread_interval(values: Sequence[float], resamples: int = 2000) -> tuple[float, float, float]:
-    """Standard deviation of values with its 95 % bootstrap interval."""
-    known = np.array([value for value in values if np.isfinite(value)])
-    draws = known[np.random.default_rng(0).integers(0, len(known), (resamples, len(known)))].std(1, ddof=1)
-    return float(known.std(ddof=1)), *(float(bound) for bound in np.percentile(draws, [2.5, 97.5]))
-
-
 def mean_interval(values: Sequence[float], resamples: int = 2000) -> tuple[float, float, float]:
     """Mean of values with its 95 % bootstrap interval; NaN is left out."""
     known = np.array([value for value in values if np.isfinite(value)])
