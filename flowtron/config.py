@@ -185,6 +185,9 @@ class TrainConfig(Section):
     path_width: float = Field(3.0, gt=0, description="softness, in frames, of the prior around the aligner's path")
     input_noise: float = Field(0.0, ge=0, description="standard deviation of noise on the teacher-forced frames")
     input_dropout: float = Field(0.0, ge=0, lt=1, description="share of teacher-forced frames replaced by zero")
+    input_blur: float = Field(
+        0.0, ge=0, le=1, description="share of spans of teacher-forced frames that are blurred over the mel channels"
+    )
     n_threads: int = Field(0, ge=0, description="CPU threads; 0 leaves torch's choice")
     eval_wer: bool = Field(True, description="transcribe eval_sentences at validation, when the extra eval is there")
     eval_sentences: list[str] = [

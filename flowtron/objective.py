@@ -16,6 +16,10 @@ from flowtron.model import AcousticModel, Flowtron, FlowtronOutput, Tacotron2, T
 from flowtron.model.aligner import monotonic_durations, path_prior
 from flowtron.model.flow import FlowAux
 
+# Wider than the distance of two harmonics of a high voice, so that they vanish.
+BINOMIAL = (1, 6, 15, 20, 15, 6, 1)
+BLUR_SPAN_FRAMES = 24
+
 
 def beta_binomial_priors(
     mel_lengths: Sequence[int], token_lengths: Sequence[int], scaling_factor: float, device: torch.device
@@ -25,6 +29,23 @@ def beta_binomial_priors(
     for row, n_frames, n_tokens in zip(priors, mel_lengths, token_lengths):
         row[:n_frames, :n_tokens] = torch.as_tensor(beta_binomial_prior(n_tokens, n_frames, scaling_factor))
     return priors.to(device)
+
+
+def blur_spans(frames: Tensor, share: float) -> Tensor:
+    """Blur a share of the spans of mel frames (B, T_mel, D) over their channels, as free-running frames may become.
+
+    The harmonics of a voice are lost where its pitch is not yet clear. A model that was only ever shown sharp frames
+    goes on as blurred as it began; one that was taught on such frames finds the harmonics again.
+    """
+    n, T = frames.shape[:2]
+    weights = frames.new_tensor(BINOMIAL)[None, None] / sum(BINOMIAL)
+    half = len(BINOMIAL) // 2
+    rows = nn.functional.pad(frames.reshape(n * T, 1, -1), (half, half), mode="replicate")
+    blurred = nn.functional.conv1d(rows, weights).reshape(frames.shape)
+    n_spans = -(-T // BLUR_SPAN_FRAMES)
+    strength = torch.rand(n, n_spans, device=frames.device) * (torch.rand(n, n_spans, device=frames.device) < share)
+    strength = strength.repeat_interleave(BLUR_SPAN_FRAMES, 1)[:, :T, None].to(frames)
+    return frames + strength * (blurred - frames)
 
 
 class Losses(NamedTuple):
@@ -111,8 +132,10 @@ class Objective(HelpedObjective):
         with torch.no_grad():
             return monotonic_durations(self.align(batch), batch.mel_lengths, batch.token_lengths)
 
-    def _corrupt(self, frames: Tensor) -> Tensor:
+    def _corrupt(self, frames: Tensor, step: int) -> Tensor:
         config = self.config
+        if config.input_blur and step == 0:
+            frames = blur_spans(frames, config.input_blur)
         if config.input_noise:
             frames = frames + config.input_noise * torch.randn_like(frames)
         if config.input_dropout:
@@ -149,6 +172,7 @@ class Objective(HelpedObjective):
         elif self.use_prior and (weight := self.guidance(iteration)) > 0:
             prior = self._beta_binomial(batch)
             prior = prior if weight == 1 else prior**weight
+        corrupts = self.training and (config.input_noise or config.input_dropout or config.input_blur)
         output = model(
             batch.mel,
             batch.mel_lengths,
@@ -157,7 +181,7 @@ class Objective(HelpedObjective):
             batch.speaker_id,
             attention_prior=prior,
             n_active=self.n_active(iteration),
-            corrupt=self._corrupt if self.training and (config.input_noise or config.input_dropout) else None,
+            corrupt=self._corrupt if corrupts else None,
         )
         named["nll"] = by_frame * nll_loss(output, config.sigma)
         total = total + named["nll"]

@@ -357,3 +357,28 @@ def test_bfloat16_trains_with_determinant_softmax_and_ctc_in_float32(corpus, tmp
     assert kinds == {torch.float32}
     # Rounded to bfloat16 they would have no digits beyond its eight bits.
     assert not torch.equal(aux.log_scale, aux.log_scale.bfloat16().float()) or not aux.log_scale.any()
+
+
+def test_blurred_spans_lose_harmonics_and_keep_the_envelope():
+    from flowtron.objective import BLUR_SPAN_FRAMES, blur_spans
+
+    torch.manual_seed(0)
+    channel = torch.arange(80.0)
+    envelope = (channel / 20).cos()
+    frames = (envelope + (channel * math.pi).cos()).expand(4, 20 * BLUR_SPAN_FRAMES + 3, 80)
+    assert torch.equal(blur_spans(frames, 0.0), frames)
+    residue = (blur_spans(frames, 0.5) - envelope)[..., 8:-8].abs().mean(2)
+    spans = residue[:, :-3].unflatten(1, (-1, BLUR_SPAN_FRAMES))
+    assert float((spans.amax(2) - spans.amin(2)).max()) < 1e-5, "a span is blurred as a whole"
+    changed = spans[..., 0] < 0.99
+    assert 0.35 < float(changed.float().mean()) < 0.65
+    # Harmonics two channels apart vanish as far as a span is blurred, evenly from not at all to wholly.
+    assert float(spans[..., 0][changed].mean()) == pytest.approx(0.5, abs=0.12)
+
+
+def test_only_the_step_beside_the_mel_sees_blurred_frames(corpus, tmp_path):
+    state = prepare(tiny_config(corpus, tmp_path, input_blur=1.0, input_noise=0.0))
+    objective = Objective(state.voice, state.config.train)
+    frames = torch.randn(2, 50, 80)
+    assert torch.equal(objective._corrupt(frames, 1), frames)
+    assert not torch.equal(objective._corrupt(frames, 0), frames)

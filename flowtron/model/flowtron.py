@@ -109,7 +109,7 @@ class Flowtron(nn.Module):
         attention_prior: Tensor | None = None,
         temperature: float = 1.0,
         n_active: int | None = None,
-        corrupt: Callable[[Tensor], Tensor] | None = None,
+        corrupt: Callable[[Tensor, int], Tensor] | None = None,
     ) -> FlowtronOutput:
         """Analyse: z = f_K(... f_1(mel)), with its exact log-determinant.
 
@@ -119,7 +119,7 @@ class Flowtron(nn.Module):
             attention_prior: (B, T_mel, T_text).
             temperature: divides attention energies.
             n_active: use only the first steps of flow, in staged training; None uses all.
-            corrupt: applied to the frames that each step is teacher-forced with, in training.
+            corrupt: applied to the frames (B, T_mel, D) that a step is teacher-forced with, and its index, in training.
         """
         encoded = self.encode(tokens, token_lengths, speaker_id)
         context = Context(
@@ -137,8 +137,8 @@ class Flowtron(nn.Module):
         x = (mel.transpose(1, 2) - self.mel_mean) / self.mel_std * mask[..., None]
         log_det = -math.log(self.mel_std) * mel.shape[1] * mel_lengths.to(x.dtype)
         steps: list[FlowAux] = []
-        for flow in self.flows[:n_active]:
-            x, step_log_det, aux = flow(x, context, None if corrupt is None else corrupt(x))
+        for index, flow in enumerate(self.flows[:n_active]):
+            x, step_log_det, aux = flow(x, context, None if corrupt is None else corrupt(x, index))
             log_det = log_det + step_log_det
             steps.append(aux)
         return FlowtronOutput(x.transpose(1, 2), log_det, steps, steps[-1].gate_logits, mixture, mel_lengths)
