@@ -14,7 +14,6 @@ EXTRAS = {
         "onnxruntime<2",
         "resemblyzer<1",
         "setuptools<81",
-        "pyworld<1",
     ],
     "onnx": ["onnx<2", "onnxscript<1", "onnxruntime<2"],
     "app": ["gradio>=6,<7", "fastapi<1", "uvicorn<1", "python-multipart<1"],

@@ -145,11 +145,10 @@ def speaker_embedding(wav: np.ndarray, sample_rate: int) -> np.ndarray:
 
 
 def pitch(wav: np.ndarray, sample_rate: int, hop_length: int = 256) -> np.ndarray:
-    """Fundamental frequency (T,) in Hz of wav (T_samples,), a value a hop, 0 where unvoiced, by Harvest (pyworld)."""
-    period = 1000 * hop_length / sample_rate
-    samples = np.asarray(wav, dtype=np.float64)
-    f0, _ = require("pyworld").harvest(samples, sample_rate, f0_floor=60.0, f0_ceil=500.0, frame_period=period)
-    return f0
+    """Fundamental frequency (T,) in Hz of wav (T_samples,), a value a hop, 0 where unvoiced, by probabilistic YIN."""
+    samples = np.asarray(wav, dtype=np.float32)
+    f0, voiced, _ = librosa.pyin(samples, fmin=60.0, fmax=500.0, sr=sample_rate, hop_length=hop_length)
+    return np.where(voiced, f0, 0.0)
 
 
 class Warped(NamedTuple):

@@ -11,10 +11,10 @@ seeds:
 - of an utterance's mean F0, and of its F0 contour frame by frame, with the durations held fixed, so that z alone is
   looked at and frames of different seeds speak the same sound.
 
-F0 is by Harvest, in Hz, where voiced; frames more than 9 semitones from their utterance's median are octave errors and
-left out. Loud z makes noise that Harvest calls voiced, so that only those frames count that are voiced in the model's
-own most likely speech (sigma 0), where the durations can be held fixed, and else those that at least half of the seeds
-voice.
+F0 is by probabilistic YIN, in Hz, where voiced; frames more than 9 semitones from their utterance's median are octave
+errors and left out. Loud z makes noise that is called voiced, so that only those frames count that are voiced in the
+model's own most likely speech (sigma 0), where the durations can be held fixed, and else those that at least half of
+the seeds voice.
 """
 
 import math
