@@ -213,7 +213,7 @@ class DistConfig(Section):
     """Several processes (`dist_config`)."""
 
     dist_backend: Literal["nccl", "gloo"] = "nccl"
-    dist_url: str = "tcp://localhost:54321"
+    dist_url: str = Field("tcp://localhost:54321", description="kept for old files; torchrun tells the address")
 
 
 class Config(Section):

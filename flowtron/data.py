@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import random
+import signal
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -512,6 +513,12 @@ class LengthBucketBatchSampler(Sampler[list[tuple[int, int]]]):
             self.epoch, self.position = self.epoch + 1, 0
 
 
+def leave_signals_to_the_run(worker: int) -> None:
+    """Let a loader's worker, which inherits the run's handlers, leave Ctrl-C to the run and die of SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def make_loader(
     dataset: torch.utils.data.Dataset[Item],
     sampler: LengthBucketBatchSampler,
@@ -536,6 +543,7 @@ def make_loader(
         ),
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if n_workers else None,
+        worker_init_fn=leave_signals_to_the_run,
         # Without its own generator a new iterator would move the training's random numbers.
         generator=torch.Generator(),
     )

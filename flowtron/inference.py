@@ -50,8 +50,8 @@ class Utterance(NamedTuple):
 class SamplingOptions:
     """How to sample.
 
-    sigma: standard deviation of z. duration_sigma: of durations, in their own standard deviations; None is a
-    fifth of sigma. rate: speaking rate, 2 is twice as fast. temperature: of attention. gate_threshold: probability
+    sigma: standard deviation of z. duration_sigma: of durations, in their own standard deviations; None is a fifth of
+    sigma. rate: speaking rate when guided, 2 is twice as fast. temperature: of attention. gate_threshold: probability
     that ends an utterance. guided: keep the attention near the path of predicted durations or, for a model that has
     none, in a monotonic window; False is the original's behaviour. max_frames: limit where durations do not set the
     length; None estimates it from the text. path_width: softness of the path in frames. window: of models without
@@ -294,7 +294,7 @@ def synthesize_mels(
     elif options.max_frames is not None:
         lengths = torch.full_like(token_lengths, options.max_frames)
     else:
-        lengths = (FRAMES_AT_LEAST + FRAMES_PER_TOKEN * token_lengths / options.rate).long()
+        lengths = FRAMES_AT_LEAST + FRAMES_PER_TOKEN * token_lengths
     windowed = options.guided and attention is None and path is None
     while True:
         latent = _latent(model, utterances, lengths, options.sigma, z)

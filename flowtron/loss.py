@@ -55,7 +55,7 @@ def gate_loss(gate_logits: Tensor, mel_lengths: Tensor, positive_weight: float =
     """
     position = torch.arange(gate_logits.shape[1], device=gate_logits.device)
     target = (position == mel_lengths[:, None] - 1).to(gate_logits.dtype)
-    weight = torch.as_tensor(positive_weight, dtype=gate_logits.dtype, device=gate_logits.device)
+    weight = gate_logits.new_full((), positive_weight)  # a tensor made of a number would wait for a GPU
     each = F.binary_cross_entropy_with_logits(gate_logits, target, pos_weight=weight, reduction="none")
     return (each * length_mask(mel_lengths, gate_logits.shape[1])).sum() / mel_lengths.sum()
 

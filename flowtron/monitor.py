@@ -140,7 +140,7 @@ def validation_losses(
 
 
 def speak_sentences(
-    model: AcousticModel, tokenizer: Tokenizer, sentences: list[str], n_speakers: int
+    model: AcousticModel, tokenizer: Tokenizer, sentences: list[str], n_speakers: int, path_width: float
 ) -> list[tuple[str, int, Synthesized]]:
     """Synthesise fixed sentences with every speaker (at most four), with fixed seeds."""
     asked = [(sentence, speaker) for speaker in range(min(4, n_speakers)) for sentence in sentences]
@@ -148,7 +148,7 @@ def speak_sentences(
         Utterance(tokenizer.encode(sentence, p_arpabet=1.0).tokens, speaker, seed=k)
         for k, (sentence, speaker) in enumerate(asked)
     ]
-    results = synthesize_mels(model, utterances, SamplingOptions())
+    results = synthesize_mels(model, utterances, SamplingOptions(path_width=path_width))
     return [(sentence, speaker, result) for (sentence, speaker), result in zip(asked, results)]
 
 
@@ -258,12 +258,12 @@ def evaluate(
     if losses.output is not None:
         metrics |= alignment_scalars(_draw_batch(monitor, batch, losses.output, iteration), "teacher_forced")
     if train.eval_sentences and iteration >= max([train.aligner_iters, *train.flow_start_iters]):
-        spoken = speak_sentences(voice, tokenizer, train.eval_sentences, len(speakers))
+        spoken = speak_sentences(voice, tokenizer, train.eval_sentences, len(speakers), train.path_width)
         metrics |= alignment_scalars([s.alignment for _, _, s in spoken], "free_running")
         if train.eval_wer and (errors := word_error_rate(spoken, config.audio_settings())) is not None:
             metrics["free_running/word_error_rate"] = errors
         _log_speech(monitor, spoken, speakers, config, iteration)
-        _log_prediction(monitor, voice, batch, iteration)
+        _log_prediction(monitor, voice, batch, iteration, train.path_width)
     monitor.scalars(metrics, iteration)
     print("\n" * monitor.live + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()), file=sys.stderr)
     if (warning := alignment_warning(metrics, iteration, config)) is not None:
@@ -272,12 +272,13 @@ def evaluate(
     return metrics
 
 
-def _log_prediction(monitor: Monitor, voice: AcousticModel, batch: Batch, iteration: int) -> None:
+def _log_prediction(monitor: Monitor, voice: AcousticModel, batch: Batch, iteration: int, path_width: float) -> None:
     """Draw a validation utterance beside what the model makes of its text."""
     if monitor.writer is None:
         return
     tokens = batch.tokens[0, : batch.n_tokens[0]].tolist()
-    (result,) = synthesize_mels(voice, [Utterance(tokens, int(batch.speaker_id[0]), seed=0)], SamplingOptions())
+    utterance, options = Utterance(tokens, int(batch.speaker_id[0]), seed=0), SamplingOptions(path_width=path_width)
+    (result,) = synthesize_mels(voice, [utterance], options)
     mels = [batch.mel[0, :, : batch.n_frames[0]], result.mel]
     monitor.writer.add_figure("validation/mel", mel_figure(mels, ["recorded", "synthesized"]), iteration)
 

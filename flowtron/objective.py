@@ -28,7 +28,7 @@ def beta_binomial_priors(
     priors = torch.zeros(len(mel_lengths), max(mel_lengths), max(token_lengths))
     for row, n_frames, n_tokens in zip(priors, mel_lengths, token_lengths):
         row[:n_frames, :n_tokens] = torch.as_tensor(beta_binomial_prior(n_tokens, n_frames, scaling_factor))
-    return priors.to(device)
+    return priors.to(device, non_blocking=True)
 
 
 def blur_spans(frames: Tensor, share: float) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowtron.config import TrainConfig
+from flowtron.errors import InputError
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
@@ -45,6 +46,10 @@ class Schedule:
     """Learning rate over iterations: warm-up, then constant, cosine to the last iteration, or plateau halving."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
+        if config.lr_schedule == "cosine" and not config.max_iters:
+            raise InputError(
+                "train_config.lr_schedule is cosine, which ends at max_iters, but that is 0; set max_iters."
+            )
         self.optimizer, self.config = optimizer, config
         self.plateau_factor = 1.0
         self.best = math.inf
@@ -54,7 +59,7 @@ class Schedule:
         """Return the learning rate of an iteration (from 0)."""
         config = self.config
         factor = min(1.0, (iteration + 1) / config.lr_warmup_iters) if config.lr_warmup_iters else 1.0
-        if config.lr_schedule == "cosine" and config.max_iters:
+        if config.lr_schedule == "cosine":
             progress = min(1.0, iteration / config.max_iters)
             factor *= config.lr_final_ratio + (1 - config.lr_final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
         return config.learning_rate * factor * self.plateau_factor

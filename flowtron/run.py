@@ -7,11 +7,11 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from flowtron.checkpoint import best_checkpoint, load_training_state, save_training_state
 from flowtron.config import Config, TrainConfig
 from flowtron.errors import InputError
-from flowtron.optim import Average, Schedule, build_optimizer
+from flowtron.optim import Average, Schedule, build_optimizer, skip_unless
 from flowtron.tensorfile import replaced_file
 from flowtron.warmstart import freeze_all_but
 
@@ -131,6 +131,12 @@ class Run:
         """The folder of this iteration's checkpoint."""
         return self.folder / "checkpoints" / f"{self.iteration:08d}"
 
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to do, as when a run that has ended is started again."""
+        max_iters = self.config.train.max_iters
+        return 0 < max_iters <= self.iteration or self.schedule.is_exhausted
+
     def sum_over_processes(self, values: Tensor) -> Tensor:
         """Sum a tensor over all processes, in place."""
         if self.accelerator.num_processes > 1:
@@ -143,6 +149,34 @@ class Run:
             return losses
         means = self.sum_over_processes(torch.stack(list(losses.values()))) / self.accelerator.num_processes
         return dict(zip(losses, means.unbind()))
+
+    def update(self, finite: Tensor) -> None:
+        """Move the weights by their gradients, unless loss or gradient are not finite, and clear the gradients."""
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        # Scaling of float16 losses looks for overflow itself, and has to, to find its scale.
+        if self.accelerator.scaler is not None or skip_unless(inner, finite):
+            self.optimizer.step()
+            if self.average is not None:
+                self.average.update(self.trained)
+        self.optimizer.zero_grad()
+
+    def tell_bad_step(self, paths: Sequence[str], iteration: int | None = None) -> None:
+        """Name the recordings of this process in a step that was left out, of this iteration when None."""
+        names = ", ".join(paths[:8]) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")
+        where = f" (process {self.accelerator.process_index})" if self.accelerator.num_processes > 1 else ""
+        at = self.iteration if iteration is None else iteration
+        print(f"iteration {at}{where}: loss or gradient is not finite, skipped: {names}", file=sys.stderr)
+
+    def give_up(self) -> NoReturn:
+        """Stop after too many steps that were left out, the state being saved.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            f"{self.bad_steps} steps in a row had no finite loss or gradient; the state is saved in {self.folder}, "
+            "look at the files named above or lower train_config.learning_rate."
+        )
 
     def should_stop(self, requested: bool) -> bool:
         """Whether to save and stop; several processes agree on it, so that none waits for one that has left."""
@@ -170,6 +204,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
+            "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -181,6 +216,8 @@ class Run:
                 self.average.module.load_state_dict(saved["model"])
             else:
                 self.average.load_state_dict(saved["average"])
+        if self.accelerator.scaler is not None and saved.get("scaler"):
+            self.accelerator.scaler.load_state_dict(saved["scaler"])
         self.schedule.load_state_dict(saved["schedule"])
         self.iteration, self.bad_steps = saved["iteration"], saved["bad_steps"]
 

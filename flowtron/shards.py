@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from flowtron.audio import AudioSettings
-from flowtron.data import BUCKET_BATCHES, Batch, Dataset, Item, SpeakerTable, collate_batch
+from flowtron.data import BUCKET_BATCHES, Batch, Dataset, Item, SpeakerTable, collate_batch, leave_signals_to_the_run
 from flowtron.errors import InputError
 from flowtron.tensorfile import read_json, replaced_file
 from flowtron.text import Tokenizer
@@ -241,6 +241,7 @@ def make_shard_loader(
         ShardStream(sampler, tokenizer, speakers, *prior),
         batch_size=None,
         num_workers=sampler.n_workers,
+        worker_init_fn=leave_signals_to_the_run,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )

@@ -67,8 +67,16 @@ class Synthesizer:
         settings: AudioSettings,
         vocoder: Vocoder,
         weights: Sequence[StepWeights] | None = None,
+        path_width: float = SamplingOptions.path_width,
     ) -> None:
-        """Put the parts together; `weights`, from `pack_weights`, choose the compiled kernel."""
+        """Put the parts together.
+
+        Args:
+            model, tokenizer, speakers, settings, vocoder: the parts.
+            weights: from `pack_weights`, choose the compiled kernel.
+            path_width: of the path that the model was trained along, in frames.
+        """
+        self.path_width = path_width
         self.model, self.tokenizer, self.vocoder, self.weights = model.eval(), tokenizer, vocoder, weights
         self.speakers, self.settings = list(speakers), settings
 
@@ -102,7 +110,7 @@ class Synthesizer:
         settings = config.audio_settings()
         weights = pack_weights(loaded.model, engine, dtype)
         sound = load_vocoder(vocoder, settings=settings)
-        voice = cls(loaded.model, tokenizer, loaded.speakers, settings, sound, weights)
+        voice = cls(loaded.model, tokenizer, loaded.speakers, settings, sound, weights, config.train.path_width)
         # What the first sentence would wait for otherwise: modules that are imported at first use, the dictionary.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -298,10 +306,9 @@ class Synthesizer:
         )
         return self._with_sound(self._speech(Passage(text), speaker_id, tokenized, result, sampling, seed))
 
-    @staticmethod
-    def _options(sigma: float, options: dict[str, object]) -> SamplingOptions:
+    def _options(self, sigma: float, options: dict[str, object]) -> SamplingOptions:
         try:
-            return SamplingOptions(sigma=sigma, **options)  # type: ignore[arg-type]
+            return SamplingOptions(**{"path_width": self.path_width, **options}, sigma=sigma)  # type: ignore[arg-type]
         except TypeError:
             known = ", ".join(SamplingOptions.__dataclass_fields__)
             raise InputError(
@@ -349,6 +356,8 @@ class Synthesizer:
         self, parts: list[Passage], speaker: str | int | None, options: SamplingOptions, seed: int, attempts: int
     ) -> list[Speech | InputError]:
         """Mels of passages; an error takes the place of one that has nothing to say."""
+        if attempts < 1:
+            raise InputError(f"attempts is {attempts}, but speech takes at least one; give 1 or more.")
         speaker_id = self.speaker_id(speaker)
         tokenized = [self._tokenize(part.text) for part in parts]
         results: dict[int, Synthesized] = {}

@@ -29,7 +29,6 @@ from flowtron.errors import InputError
 from flowtron.model import AcousticModel, build_any
 from flowtron.monitor import Monitor, evaluate
 from flowtron.objective import Losses, build_objective, counts
-from flowtron.optim import skip_unless
 from flowtron.run import MAX_BAD_STEPS, Interrupt, Run, checkpoints, moving_parts, newest_state, start_processes
 from flowtron.shards import ShardSampler, make_shard_loader, read_index
 from flowtron.text import SYMBOLS, Tokenizer
@@ -251,7 +250,8 @@ def global_shares(state: State, batches: list[Batch]) -> Tensor | None:
     n_processes = state.accelerator.num_processes
     if len(batches) * n_processes == 1:
         return None
-    mine = torch.tensor([counts(batch) for batch in batches], dtype=torch.float32, device=state.accelerator.device)
+    mine = torch.tensor([counts(batch) for batch in batches], dtype=torch.float32)
+    mine = mine.to(state.accelerator.device, non_blocking=True)
     return mine * n_processes / state.sum_over_processes(mine.sum(0))
 
 
@@ -265,7 +265,10 @@ def seed_noise(seed: int, iteration: int, number: int) -> None:
 
 
 def step(state: State, batches: list[Batch]) -> Step:
-    """Take one optimizer step, unless a loss or the gradient is not finite. Nothing here waits for a GPU."""
+    """Take one optimizer step, unless a loss or the gradient is not finite.
+
+    Nothing here waits for a GPU, but for RAdam and float16, whose steps have to know whether all is finite.
+    """
     accelerator, train = state.accelerator, state.config.train
     state.objective.train()
     state.schedule.apply(state.iteration)
@@ -282,13 +285,7 @@ def step(state: State, batches: list[Batch]) -> Step:
     sums = state.mean_over_processes(sums)
     norm = accelerator.clip_grad_norm_(state.objective.parameters(), train.grad_clip_val or torch.inf)
     finite = norm.isfinite() & sums["total"].isfinite()
-    # Scaling of float16 losses looks for overflow itself, and has to, to find its scale.
-    inner = getattr(state.optimizer, "optimizer", state.optimizer)
-    if accelerator.scaler is not None or skip_unless(inner, finite):
-        state.optimizer.step()
-        if state.average is not None:
-            state.average.update(state.model)
-    state.optimizer.zero_grad()
+    state.update(finite)
     return Step(sums, norm, finite, batches)
 
 
@@ -304,17 +301,11 @@ def check(state: State, everything: bool = False) -> None:
             state.bad_steps = 0
             continue
         state.bad_steps += 1
-        paths = [path for batch in done.batches for path in batch.paths]
-        names = ", ".join(paths[:8]) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")
-        where = f" (process {state.accelerator.process_index})" if state.accelerator.num_processes > 1 else ""
-        print(f"iteration {iteration}{where}: loss or gradient is not finite, skipped: {names}", file=sys.stderr)
+        state.tell_bad_step([path for batch in done.batches for path in batch.paths], iteration)
         if state.bad_steps >= MAX_BAD_STEPS:
             if state.accelerator.is_main_process:
                 save(state, {}, is_best=False)
-            raise InputError(
-                f"{state.bad_steps} steps in a row had no finite loss or gradient; the state is saved in "
-                f"{state.folder}, look at the files named above or lower train_config.learning_rate."
-            )
+            state.give_up()
 
 
 def train(config: Config) -> Path:
@@ -335,7 +326,7 @@ def train(config: Config) -> Path:
     path = next(reversed(checkpoints(state.folder)), state.folder)
     saved_at = state.iteration
     with monitor, worker_deaths(), Interrupt(settings.max_hours) as stop:
-        if settings.max_iters and state.iteration >= settings.max_iters:
+        if state.is_over:
             return path
         for batches in steps(state):
             done = step(state, batches)

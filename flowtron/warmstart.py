@@ -1,8 +1,9 @@
 """Starting from weights that exist: what is taken, skipped, re-initialised and frozen, with a table that says so."""
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
@@ -82,8 +83,27 @@ def warm_start(
     Raises:
         InputError: the checkpoint cannot be read, or a pattern fits nothing.
     """
-    saved, current = load_weights(path), model.state_dict()
     about = read_description(Path(path)) if Path(path).is_dir() else {}
+    rows = {"speakers": speakers, "symbols": symbols}
+    old_rows = {kind: [str(name) for name in about.get(kind) or []] for kind in rows}
+    return take_weights(model, load_weights(path), path, include, ignore, rows, old_rows)
+
+
+def take_weights(
+    model: nn.Module,
+    saved: Mapping[str, Tensor],
+    origin: str,
+    include: Sequence[str] | None,
+    ignore: Sequence[str],
+    rows_of: Mapping[str, Sequence[str] | None] = MappingProxyType({}),
+    old_rows_of: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> str:
+    """Take weights into a model, as `warm_start` does; `rows_of` names the tables' rows by "speakers" and "symbols".
+
+    Raises:
+        InputError: a pattern fits nothing.
+    """
+    current = model.state_dict()
     names = sorted({*saved, *current})
     require_matches(names, include or [], "include_layers")
     require_matches(names, ignore, "ignore_layers")
@@ -97,19 +117,21 @@ def warm_start(
         elif (include is not None and not matches(name, include)) or matches(name, ignore):
             verdict = "re-initialised: by the config"
         elif name.endswith("embedding.weight") and saved[name].shape[1:] == current[name].shape[1:]:
-            kind = ("speakers", speakers) if "speaker" in name else ("symbols", symbols)
-            old_names = [str(n) for n in about.get(kind[0]) or []]
-            if saved[name].shape == current[name].shape and (not old_names or old_names == list(kind[1] or old_names)):
+            kind = "speakers" if "speaker" in name else "symbols"
+            new_names, old_names = rows_of.get(kind), list(old_rows_of.get(kind, []))
+            if saved[name].shape == current[name].shape and (
+                not old_names or old_names == list(new_names or old_names)
+            ):
                 taken[name], verdict = saved[name], "loaded"
             else:
-                taken[name], verdict = _merge_rows(name, current[name], saved[name], kind[1], old_names)
+                taken[name], verdict = _merge_rows(name, current[name], saved[name], new_names, old_names)
         elif saved[name].shape == current[name].shape:
             taken[name], verdict = saved[name], "loaded"
         else:
             verdict = f"re-initialised: shape {tuple(saved[name].shape)} is not {tuple(current[name].shape)}"
         rows.append(f"{name:60s} {verdict}")
     model.load_state_dict(taken, strict=False)
-    return "\n".join([f"warm start from {path}", *rows])
+    return "\n".join([f"warm start from {origin}", *rows])
 
 
 def freeze_all_but(model: nn.Module, patterns: Sequence[str]) -> str:

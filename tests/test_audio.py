@@ -227,6 +227,18 @@ def test_griffin_lim_keeps_the_mel_and_momentum_helps():
     assert distance(GriffinLim(power=1.0, n_iter=1), mel) > fast
 
 
+def test_griffin_lim_streams_without_gaps():
+    settings = AudioSettings()
+    wav = torch.sin(torch.arange(22050) * (2 * torch.pi * 220 / 22050)) * 0.3
+    mel = log_mel(wav, settings)
+    for sizes in ([30, 30, 27], [1] * 87, [5, 82], [87]):
+        pieces = list(GriffinLim(settings, n_iter=8).stream(mel.split(sizes, 1)))
+        sound = torch.cat(pieces)
+        assert len(sound) == 87 * 256 and (len(pieces) > 1 or len(sizes) == 1)
+        loudness = sound[1024:-1024].unfold(0, 256, 128).square().mean(1).sqrt()
+        assert loudness.min() > 0.3 * loudness.median()
+
+
 def test_griffin_lim_of_a_batch_is_that_of_each():
     mels = torch.stack([recorded(case)[1].float() for case in CASES])
     vocoder = load_vocoder()

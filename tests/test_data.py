@@ -3,6 +3,7 @@
 import multiprocessing
 import random
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from flowtron.data import (
     read_filelist,
 )
 from flowtron.errors import InputError
+from flowtron.run import Interrupt
 from flowtron.text import Tokenizer
 
 DATA = Path(__file__).parent / "data"
@@ -248,6 +250,21 @@ def test_workers_give_the_same_batches_and_leave_the_random_numbers_alone(corpus
         assert ours.paths == exact.paths
         for name in ("tokens", "mel", "attention_prior", "speaker_id"):
             assert torch.equal(getattr(ours, name), getattr(exact, name))
+
+
+class _Handlers(torch.utils.data.Dataset):
+    """Items whose path says what signals do where the item is made."""
+
+    def __getitem__(self, key):
+        said = f"{signal.getsignal(signal.SIGINT)!r} {signal.getsignal(signal.SIGTERM)!r}"
+        return Item(torch.zeros(1, dtype=torch.long), torch.zeros(2, 1), 0, said)
+
+
+def test_workers_leave_signals_to_the_run():
+    with Interrupt():
+        sampler = LengthBucketBatchSampler([1, 1], batch_size=2, n_epochs=1)
+        (batch,) = make_loader(_Handlers(), sampler, 1)
+    assert batch.paths[0] == f"{signal.SIG_IGN!r} {signal.SIG_DFL!r}"
 
 
 def test_an_utterance_without_words_is_named(corpus, tmp_path):

@@ -1,5 +1,7 @@
 """Properties of the model in float64: inverse, log-determinant, padding, causality, identity at the start."""
 
+import contextlib
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from flowtron.errors import InputError
 from flowtron.model import build_model
 from flowtron.model.aligner import monotonic_durations, path_prior
 from flowtron.model.attention import AttentionWindow
+from flowtron.model.flow import Context
 from flowtron.model.graph import StaticStep
 
 SMALL = {"n_text": 20, "n_text_dim": 8, "n_speaker_dim": 4, "n_hidden": 10, "n_attn_channels": 6, "n_mel_channels": 5}
@@ -244,3 +247,25 @@ def test_frames_over_static_tensors_are_those_of_the_inverse(variant, windowed, 
     assert static.mel_lengths.equal(wanted.mel_lengths)
     for here, there in zip(static.attention, wanted.attention):
         torch.testing.assert_close(here, there)
+
+
+def test_a_graph_is_captured_on_the_device_of_its_tensors(monkeypatch):
+    """Of several GPUs the current one need not be the model's."""
+    entered = []
+
+    class Device(contextlib.AbstractContextManager):
+        def __init__(self, device):
+            entered.append(device)
+
+        def __exit__(self, *exception):
+            entered.append("left")
+
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    monkeypatch.setattr(StaticStep, "_capture", lambda self: entered.append("captured"))
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    model, batch = small_model(), ragged_batch()
+    encoded = torch.zeros(3, 6, 5, dtype=torch.float64)
+    context = Context(encoded, torch.ones(3, 6, dtype=torch.bool), batch["mel_lengths"])
+    z = torch.zeros(3, 9, 5, dtype=torch.float64)
+    StaticStep(model.flows[0].conditioner, (encoded, encoded), context, z)
+    assert entered == [z.device, "captured", "left"]

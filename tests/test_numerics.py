@@ -7,6 +7,7 @@ from flowtron.config import ModelConfig
 from flowtron.inference import SamplingOptions, Utterance, pack_weights, synthesize_mels
 from flowtron.loss import attention_ctc_loss, gate_loss, nll_loss
 from flowtron.model import build_model
+from flowtron.model.aligner import Aligner
 
 SMALL = {"n_text": 20, "n_text_dim": 16, "n_speaker_dim": 4, "n_hidden": 16, "n_attn_channels": 8, "n_mel_channels": 10}
 
@@ -56,6 +57,22 @@ def test_what_sums_and_exponentiates_stays_in_single_precision_under_autocast(va
     for name, value in losses(exact, given["token_lengths"]).items():
         assert named[name].dtype == torch.float32
         torch.testing.assert_close(named[name], value, atol=0.05, rtol=0.05)
+
+
+def test_distances_of_the_aligner_do_not_lose_digits_under_autocast():
+    aligner = Aligner(5, 1, 16, 16)
+    aligner.token_convs, aligner.mel_convs = torch.nn.Identity(), torch.nn.ModuleList()
+    tokens = torch.arange(5)[None]
+    with torch.no_grad():
+        aligner.embedding.weight.mul_(20)
+    # Frames that are their tokens' keys, far from zero.
+    keys = aligner.embedding(tokens) + aligner.speaker_embedding.weight
+    given = ((keys - 5).transpose(1, 2), torch.tensor([5]), tokens, torch.tensor([5]), torch.tensor([0]))
+    with torch.no_grad():
+        exact = aligner(*given)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = aligner(*given)
+    torch.testing.assert_close(half, exact, atol=1e-3, rtol=1e-3)
 
 
 def test_log_determinant_of_a_long_utterance_does_not_lose_digits():

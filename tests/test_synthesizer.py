@@ -56,6 +56,7 @@ def voice():
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("voices") / "small"
     config = Config(model=ModelConfig(n_text_dim=16, n_speaker_dim=4, n_hidden=24, n_attn_channels=12, aligner_dim=8))
+    config.train.path_width = 2.5
     torch.manual_seed(0)
     save_model(path, build_model(config.model), config, symbols=SYMBOLS, speakers=["ann"])
     return path
@@ -208,6 +209,20 @@ def test_a_second_draw_is_tried_and_the_better_kept(voice, monkeypatch):
     speech = voice("One two.", seed=5, attempts=3)
     assert drawn == [5, 6, 7] and speech.seed == 6 and speech.alignment.skips == 1
     assert "failed its check" in speech.notes[0]
+
+
+def test_no_attempt_at_all_is_refused(voice):
+    with pytest.raises(InputError, match="attempts is 0"):
+        voice("One.", attempts=0)
+
+
+def test_a_voice_speaks_along_a_path_as_soft_as_it_was_trained_with(voice, folder):
+    assert Synthesizer.load(folder)._options(0.2, {}).path_width == 2.5
+    assert voice._options(0.2, {"path_width": 5.0}).path_width == 5.0
+    other = Synthesizer(
+        voice.model, voice.tokenizer, voice.speakers, voice.settings, voice.vocoder, voice.weights, path_width=1.0
+    )
+    assert not other("One two.", attempts=1).mel.equal(voice("One two.", attempts=1).mel)
 
 
 def test_unspeakable_passages_are_left_out_with_a_note(voice):

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from training import Run, last_state, run_on, same, tiny_config, write_corpus
+from training import Run, last_state, run_on, same, scale_as_float16, tiny_config, write_corpus
 
 from flowtron.checkpoint import best_checkpoint, load_model
 from flowtron.config import TrainConfig
@@ -124,6 +124,8 @@ def test_early_stop_ends_the_run(corpus, tmp_path, monkeypatch):
     options = {"max_iters": 9, "iters_per_checkpoint": 1, "early_stop_patience": 2, "attn_prior_full_iters": 0}
     path = train(tiny_config(corpus, tmp_path, **options))
     assert path.name == "00000004"
+    # Started again it does not train on.
+    assert train(tiny_config(corpus, tmp_path, **options)) == path
 
 
 def _break(monkeypatch, is_bad):
@@ -168,6 +170,38 @@ def test_repeated_bad_batches_stop_the_run_with_its_state_saved(corpus, tmp_path
         train(tiny_config(corpus, tmp_path, max_iters=100, iters_per_checkpoint=1000))
     assert last_state(tmp_path)["iteration"] == 13
     assert all(weight.isfinite().all() for weight in last_state(tmp_path)["model"].values())
+
+
+def test_a_step_makes_no_tensor_of_numbers_on_the_device(corpus, tmp_path, monkeypatch):
+    """Which on a GPU would wait for all that runs there."""
+    config = tiny_config(corpus, tmp_path, accumulate=2, optim_algo="AdamW", gate_positive_weight=2.0)
+    state = prepare(config)
+    batches = next(steps(state))
+
+    def no_device(make):
+        def called(*arguments, **options):
+            assert "device" not in options
+            return make(*arguments, **options)
+
+        return called
+
+    for name in ("tensor", "as_tensor", "scalar_tensor"):
+        monkeypatch.setattr(torch, name, no_device(getattr(torch, name)))
+    assert len(batches) == 2 and bool(step(state, batches).finite)
+
+
+def test_the_scale_of_float16_losses_is_found_and_kept(corpus, tmp_path):
+    state = prepare(tiny_config(corpus, tmp_path, optim_algo="AdamW", gate_positive_weight=1e5))
+    scaler = scale_as_float16(state)
+    before = {k: v.clone() for k, v in state.model.state_dict().items()}
+    batches = next(steps(state))
+    assert [bool(step(state, batches).finite) for _ in range(6)][::5] == [False, True]
+    assert scaler.get_scale() < 2.0**127 and not same(before, state.model.state_dict())
+    saved = state.state_dict()
+    other = torch.amp.GradScaler("cpu")
+    state.accelerator.scaler = other
+    state.load_state_dict(saved)
+    assert other.get_scale() == scaler.get_scale()
 
 
 def losses_of(config, n_steps):
@@ -295,6 +329,8 @@ def test_learning_rates():
     assert constant.optimizer.param_groups[0]["lr"] == 0.1
     cosine = schedule(learning_rate=1.0, lr_schedule="cosine", max_iters=100, lr_final_ratio=0.1)
     assert [round(cosine.rate(k), 3) for k in (0, 50, 100, 200)] == [1.0, 0.55, 0.1, 0.1]
+    with pytest.raises(InputError, match="max_iters"):
+        schedule(learning_rate=1.0, lr_schedule="cosine")
     plateau = schedule(learning_rate=1.0, lr_schedule="plateau", lr_patience=2, lr_final_ratio=0.25)
     rates = []
     for loss in (1.0, 1.1, 1.2, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0):

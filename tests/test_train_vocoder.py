@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training import last_state, run_on
+from training import last_state, run_on, scale_as_float16
 
 from flowtron.audio import load_wav, log_mel, save_wav
 from flowtron.checkpoint import read_vocoder
@@ -17,7 +17,7 @@ from flowtron.errors import InputError
 from flowtron.train import train
 from flowtron.vocoder import load_vocoder
 from flowtron.vocoder.loading import MODELS
-from flowtron.vocoder.objective import spectra, spectral_distance, vocoder_objective
+from flowtron.vocoder.objective import LikelihoodObjective, spectra, spectral_distance, vocoder_objective
 from flowtron.vocoder.training import Segments, generators, prepare, step
 
 ARCHITECTURES = {
@@ -100,6 +100,60 @@ def test_two_processes_train_as_one_with_all_of_the_batch(corpus, tmp_path, kind
     configs[1].train.max_iters = 4
     run_on(1, configs[1])
     assert last_state(tmp_path / "2")["iteration"] == 4
+
+
+def test_accumulated_batches_are_one_large_batch(corpus, tmp_path):
+    found = []
+    for name, values in {
+        "large": {"batch_size": 4},
+        "accumulated": {"batch_size": 2, "accumulate": 2},
+        "global": {"batch_size": 1, "global_batches": 4},
+    }.items():
+        state = prepare(config(corpus, "waveglow", tmp_path / name, optim_algo="Adam", **values))
+        for _ in range(3):
+            losses, norm = step(state)
+            state.iteration += 1
+        found.append(torch.stack([losses["nll"], norm]))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-3, atol=1e-4)
+
+
+def test_bad_steps_are_named_and_stop_the_run_with_its_state_saved(corpus, tmp_path, monkeypatch, capsys):
+    original = LikelihoodObjective.forward
+    monkeypatch.setattr(
+        LikelihoodObjective,
+        "forward",
+        lambda self, wav, mel: {name: value * math.nan for name, value in original(self, wav, mel).items()},
+    )
+    with pytest.raises(InputError, match=r"10 steps in a row.*state is saved"):
+        train(config(corpus, "waveglow", tmp_path, max_iters=50))
+    said = capsys.readouterr().err
+    draws = generators(1234, 3, 0, 2)
+    wavs = ", ".join(str(corpus / f"{draw.randrange(3)}.wav") for draw in draws)
+    assert f"iteration 3: loss or gradient is not finite, skipped: {wavs}\n" in said
+    assert last_state(tmp_path)["iteration"] == 10
+
+
+def test_the_scale_of_float16_losses_is_found(corpus, tmp_path):
+    state = prepare(config(corpus, "waveglow", tmp_path, sigma=1e-3))
+    scale_as_float16(state)
+    norms = [step(state)[1] for _ in range(6)]
+    assert not norms[0].isfinite() and norms[-1].isfinite()
+
+
+def test_a_warm_start_takes_what_its_patterns_say(corpus, tmp_path, capsys):
+    path = train(config(corpus, "waveglow", tmp_path / "first", max_iters=1))
+    first, fresh = (
+        read_vocoder(path).state,
+        prepare(config(corpus, "waveglow", tmp_path / "fresh")).trained.state_dict(),
+    )
+    values = {"warmstart_checkpoint_path": str(path), "ignore_layers": ["upsample"]}
+    weights = prepare(config(corpus, "waveglow", tmp_path / "second", **values)).trained.state_dict()
+    assert torch.equal(weights["upsample.weight"], fresh["upsample.weight"])
+    assert torch.equal(weights["WN.0.end.weight"], first["WN.0.end.weight"])
+    assert "re-initialised: by the config" in capsys.readouterr().out
+    with pytest.raises(InputError, match="'melgan' fits no weight"):
+        prepare(config(corpus, "waveglow", tmp_path / "third", **{**values, "include_layers": ["melgan"]}))
 
 
 def test_tensorboard_gets_losses_and_sound(corpus, tmp_path):

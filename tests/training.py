@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 
 from flowtron.audio import save_wav
 from flowtron.checkpoint import load_model, load_training_state
@@ -155,3 +156,11 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b
+
+
+def scale_as_float16(state: Any) -> torch.amp.GradScaler:
+    """Scale the losses of a run as float16 on a GPU needs it, by far too much at first; return the scaler."""
+    scaler, accelerator = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-30), state.accelerator
+    accelerator.scaler, accelerator.native_amp, accelerator.state._mixed_precision = scaler, True, "fp16"
+    state.optimizer = AcceleratedOptimizer(state.optimizer.optimizer, scaler=scaler)
+    return scaler

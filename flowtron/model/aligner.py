@@ -62,7 +62,9 @@ class Aligner(nn.Module):
             queries = layer(queries * mel_mask[:, None])
         keys, queries = keys.float(), queries.float()
         distance = queries.square().sum(1)[:, :, None] + keys.square().sum(1)[:, None]
-        distance = distance - 2 * queries.transpose(1, 2) @ keys
+        # Autocast would round the product, of which a small difference is taken.
+        with torch.autocast(keys.device.type, enabled=False):
+            distance = distance - 2 * queries.transpose(1, 2) @ keys
         energy = (-self.log_sharpness.exp() * distance).masked_fill(~token_mask[:, None], -1e4)
         log_prob = energy.log_softmax(2)
         if prior is not None:

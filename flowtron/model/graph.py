@@ -47,7 +47,11 @@ class StaticStep:
             "attention": None if context.attention is None else context.attention[:, :1].clone(),
             "allowed": None if context.window is None else context.token_mask.clone(),
         }
-        self.replay: Callable[[], object] = self._capture() if z.is_cuda else self._run
+        self.replay: Callable[[], object] = self._run
+        if z.is_cuda:
+            # Streams are those of the current device, which need not be the tensors'.
+            with torch.cuda.device(z.device):
+                self.replay = self._capture()
 
     @torch.no_grad()
     def _compute(self) -> tuple[Tensor, "Conditioning"]:

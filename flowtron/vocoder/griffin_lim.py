@@ -10,6 +10,8 @@ from torch import Tensor
 
 from flowtron.audio import AudioSettings, mel_to_magnitude
 
+FADE_FRAMES = 8  # of a stream's pieces
+
 
 class GriffinLim:
     """Fast Griffin-Lim: alternate projections on the magnitudes and on consistent spectra, with momentum.
@@ -63,6 +65,27 @@ class GriffinLim:
         return torch.nn.functional.pad(wav, (0, settings.hop_length)).clamp(-1, 1)
 
     def stream(self, mels: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Turn consecutive mels (n_mels, T_mel) into consecutive wavs (T_mel · hop_length,), each on its own."""
+        """Turn consecutive mels (n_mels, T_mel) into consecutive wavs, which fade into each other.
+
+        Phases are found anew for each piece, with the last frames of the one before it; what fades is held back.
+        """
+        hop, held, tail = self.settings.hop_length, torch.zeros(0), torch.zeros(0)
         for mel in mels:
-            yield self(mel[None])[0]
+            held = torch.cat([held, mel], 1) if held.numel() else mel
+            if held.shape[1] <= 2 * FADE_FRAMES:
+                continue
+            wav = self._led_in(held, tail)
+            end = (held.shape[1] - FADE_FRAMES) * hop
+            yield wav[:end]
+            held, tail = held[:, -FADE_FRAMES:], wav[end:]
+        if held.numel():
+            yield self._led_in(held, tail)
+
+    def _led_in(self, mel: Tensor, tail: Tensor) -> Tensor:
+        """Sound of a mel (n_mels, T_mel), faded in from the end of the sound before it."""
+        wav = self(mel[None])[0]
+        if len(tail):
+            share = torch.linspace(0, 1, len(tail), device=wav.device)
+            # Of equal power, since the two differ in phase.
+            wav[: len(tail)] = ((1 - share).sqrt() * tail + share.sqrt() * wav[: len(tail)]).clamp(-1, 1)
+        return wav

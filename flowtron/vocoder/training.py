@@ -7,6 +7,7 @@ what it would have seen, and processes with parts of a batch see what one with a
 frames, T_samples samples.
 """
 
+import contextlib
 import random
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from flowtron.monitor import Monitor
 from flowtron.run import MAX_BAD_STEPS, Interrupt, Run, moving_parts, newest_state, start_processes
 from flowtron.vocoder.loading import build_vocoder_model, from_file, load_weights_into
 from flowtron.vocoder.objective import vocoder_objective
+from flowtron.warmstart import take_weights
 
 N_VALIDATION = 16  # segments
 N_SPOKEN = 2  # recordings to hear in the log
@@ -116,11 +118,18 @@ class Segments:
             raise InputError(f"{path}: its mel has shape {tuple(mel.shape)} at frame {start}; make it anew.")
         return wav, mel
 
+    def _choose(self, generator: random.Random) -> int:
+        return generator.randrange(len(self.items))
+
+    def drawn(self, generators: Sequence[random.Random]) -> list[Path]:
+        """Return the recordings that `draw` would take with new generators."""
+        return [self.items[self._choose(generator)][0] for generator in generators]
+
     def draw(self, generators: Sequence[random.Random]) -> tuple[Tensor, Tensor]:
         """Return a random piece of each generator: wav (B, T_samples) and mel (B, n_mels, T_mel)."""
         cuts = []
         for generator in generators:
-            number = generator.randrange(len(self.items))
+            number = self._choose(generator)
             start = generator.randint(0, self.items[number][1] - self.n_frames)
             cuts.append(self.cut(number, start, generator.random() < self.predicted_share))
         wavs, mels = zip(*cuts)
@@ -134,6 +143,26 @@ class VocoderState(Run):
     training: Segments
     validation: Segments
     recordings: list[Path]
+
+    def batch_numbers(self) -> list[int]:
+        """Numbers of this process's batches of a step, counted over all processes.
+
+        Raises:
+            InputError: the processes cannot share them evenly.
+        """
+        train, n_processes = self.config.train, self.accelerator.num_processes
+        n_batches = train.global_batches or train.accumulate * n_processes
+        if n_batches % n_processes:
+            raise InputError(
+                f"train_config.global_batches is {n_batches}, which {n_processes} processes cannot share evenly; "
+                f"make it a multiple of {n_processes}."
+            )
+        return list(range(self.accelerator.process_index, n_batches, n_processes))
+
+    def generators(self, number: int) -> list[random.Random]:
+        """Generators of the segments of a batch of this iteration."""
+        size = self.config.train.batch_size
+        return generators(self.config.train.seed, self.iteration, number * size, size)
 
 
 def prepare(config: Config) -> VocoderState:
@@ -154,7 +183,11 @@ def prepare(config: Config) -> VocoderState:
     saved = newest_state(config)
     if train.warmstart_checkpoint_path and saved is None:
         folder = Path(train.warmstart_checkpoint_path)
-        load_weights_into(model, read_vocoder(folder).state, folder)
+        weights = read_vocoder(folder).state
+        if train.include_layers is None and not train.ignore_layers:
+            load_weights_into(model, weights, folder)
+        else:
+            accelerator.print(take_weights(model, weights, str(folder), train.include_layers, train.ignore_layers))
     state = VocoderState(
         **moving_parts(config, accelerator, model, vocoder_objective(model, settings, train.sigma)),
         training=Segments(
@@ -196,22 +229,28 @@ def step(state: VocoderState) -> tuple[dict[str, Tensor], Tensor]:
     config, accelerator = state.config, state.accelerator
     state.objective.train()
     state.schedule.apply(state.iteration)
-    size, rank = config.train.batch_size, accelerator.process_index
-    draws = generators(config.train.seed, state.iteration, rank * size, size)
-    wav, mel = state.training.draw(draws)
-    mel = roughened(mel, draws, config.vocoder.mel_noise)
-    torch.manual_seed(draws[0].getrandbits(63))
-    losses = state.objective(wav.to(accelerator.device), mel.to(accelerator.device))
-    accelerator.backward(torch.stack(list(losses.values())).sum())
-    means = state.mean_over_processes({name: value.detach() for name, value in losses.items()})
+    numbers = state.batch_numbers()
+    sums: dict[str, Tensor] = {}
+    for number in numbers:
+        draws = state.generators(number)
+        wav, mel = state.training.draw(draws)
+        mel = roughened(mel, draws, config.vocoder.mel_noise)
+        torch.manual_seed(draws[0].getrandbits(63))
+        with contextlib.nullcontext() if number == numbers[-1] else accelerator.no_sync(state.objective):
+            losses = state.objective(wav.to(accelerator.device), mel.to(accelerator.device))
+            accelerator.backward(torch.stack(list(losses.values())).sum() / len(numbers))
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0) + value.detach() / len(numbers)
+    means = state.mean_over_processes(sums)
     norm = accelerator.clip_grad_norm_(state.objective.parameters(), config.train.grad_clip_val or torch.inf)
-    finite = bool(norm.isfinite() & torch.stack(list(means.values())).isfinite().all())
+    finite = norm.isfinite() & torch.stack(list(means.values())).isfinite().all()
+    state.update(finite)
     if finite:
-        state.optimizer.step()
-        if state.average is not None:
-            state.average.update(state.trained)
-    state.optimizer.zero_grad()
-    state.bad_steps = 0 if finite else state.bad_steps + 1
+        state.bad_steps = 0
+    else:
+        state.bad_steps += 1
+        paths = [str(path) for number in numbers for path in state.training.drawn(state.generators(number))]
+        state.tell_bad_step(paths)
     return means, norm
 
 
@@ -250,15 +289,19 @@ def evaluate(state: VocoderState, monitor: Monitor) -> dict[str, float]:
     return metrics
 
 
-def validate_and_save(state: VocoderState, monitor: Monitor) -> Path:
-    """Measure, log, save the vocoder's folder and the state to go on with; keep the best."""
-    is_best = state.schedule.validated(state.measure(lambda: evaluate(state, monitor))["validation/total"])
+def save(state: VocoderState, is_best: bool) -> None:
+    """Let the first process write a checkpoint, the vocoder's folder beside the state to go on with."""
     if state.accelerator.is_main_process:
         file = as_file(state)
         state.save(
             lambda path: save_vocoder(path, file.kind, file.architecture, file.state, file.audio, step=file.step),
             is_best,
         )
+
+
+def validate_and_save(state: VocoderState, monitor: Monitor) -> Path:
+    """Measure, log, save the vocoder's folder and the state to go on with; keep the best."""
+    save(state, state.schedule.validated(state.measure(lambda: evaluate(state, monitor))["validation/total"]))
     state.accelerator.wait_for_everyone()
     return state.checkpoint
 
@@ -273,16 +316,15 @@ def train_vocoder(config: Config) -> Path:
     settings, accelerator = config.train, state.accelerator
     monitor = Monitor(config, accelerator.is_main_process, accelerator.num_processes, state.iteration)
     path = state.checkpoint if state.iteration else state.folder
-    n_frames = settings.batch_size * state.training.n_frames
+    n_frames = len(state.batch_numbers()) * settings.batch_size * state.training.n_frames
     with monitor, Interrupt(settings.max_hours) as stop:
-        while not settings.max_iters or state.iteration < settings.max_iters:
+        while not state.is_over:
             losses, norm = step(state)
             rate = state.schedule.rate(state.iteration)
             state.iteration += 1
             if state.bad_steps >= MAX_BAD_STEPS:
-                raise InputError(
-                    f"{state.bad_steps} steps in a row had no finite loss; lower train_config.learning_rate."
-                )
+                save(state, is_best=False)
+                state.give_up()
             monitor.step(state.iteration, settings.max_iters, losses, norm, rate, n_frames, n_frames)
             last = state.should_stop(stop.requested) or state.iteration == settings.max_iters
             if last or state.iteration % settings.iters_per_checkpoint == 0:
