@@ -230,3 +230,12 @@ def test_a_name_that_a_filelist_cannot_hold_is_left_out(name, shown, tmp_path):
     report = run("folder", tmp_path / "mine", tmp_path / "out")
     assert [key for key, _ in report.left_out] == [shown] and parts(tmp_path / "out")["train"][0][0] == "good"
     assert (tmp_path / "out/left_out.txt").read_text().count("\n") == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are those of Unix")
+def test_lists_can_be_read_by_all_who_could_read_any_new_file(tmp_path):
+    path = write_wav(tmp_path / "mine/a.wav")
+    path.with_suffix(".txt").write_text("Hello there.")
+    run("folder", tmp_path / "mine", tmp_path / "out")
+    usual = path.with_suffix(".txt").stat().st_mode
+    assert all((tmp_path / "out" / name).stat().st_mode == usual for name in ("train.txt", "speakers.json"))

@@ -449,3 +449,9 @@ def test_the_command_tells_a_script_where_it_listens(host, tmp_path, monkeypatch
     told = json.loads(capsys.readouterr().out.splitlines()[0])
     shown = f"[{host}]" if ":" in host else host
     assert told == {"url": f"http://{shown}:{asked['port']}", "voices": ["ann", "ben"]}
+
+
+@pytest.mark.parametrize("option", ["--max-text", "--max-upload", "--max-queue"])
+def test_a_limit_that_lets_nothing_in_is_a_sentence(option, capsys):
+    assert main(["serve", "no/such/voice", "--port", "0", option, "0"]) == 2
+    assert f"{option} is 0" in capsys.readouterr().err

@@ -41,6 +41,11 @@ def run(options: argparse.Namespace) -> Outcome:
     from flowtron.service import Limits, Service
     from flowtron.synthesizer import bundled_voices
 
+    for name in ("max_text", "max_upload", "max_queue"):
+        if getattr(options, name) < 1:
+            raise InputError(
+                f"--{name.replace('_', '-')} is {getattr(options, name)}, which lets nothing in; give 1 or more."
+            )
     listener = listen(options.host, options.port)
     models = options.models or bundled_voices()
     if not models:
