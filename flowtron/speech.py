@@ -137,7 +137,10 @@ def save_times(timed: Timed, path: str | Path) -> Path:
 
 @dataclass
 class Narration:
-    """What is kept of a text whose sound goes elsewhere: when each word and token is spoken, and what to report."""
+    """What is kept of a text whose sound goes elsewhere: when each word and token is spoken, and what to report.
+
+    score: the lowest of its passages', as `Speech.score`.
+    """
 
     text: str
     sample_rate: int
@@ -145,6 +148,7 @@ class Narration:
     words: list[Interval] = field(default_factory=list)
     tokens: list[Interval] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    score: float = 1.0
 
     def add(self, part: Speech) -> None:
         """Append a passage with the silences around it, rounded to samples as its sound is."""
@@ -155,6 +159,7 @@ class Narration:
         for kept, intervals in ((self.words, part.words), (self.tokens, part.tokens)):
             kept += [Interval(i.text, i.start_seconds + start, i.end_seconds + start) for i in intervals]
         self.notes += part.notes
+        self.score = min(self.score, part.score)
         self.seconds = start + part.seconds + after
 
 

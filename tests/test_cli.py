@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 import soundfile
 from tiny import SMALL, save_tiny_voice, write_corpus
 
+import flowtron
 from flowtron.cli import build_parser, main
 from flowtron.commands import COMMANDS
 
@@ -228,7 +230,7 @@ def test_say_writes_sound_picture_and_times(voice, tmp_path, capsys):
     wav, rate = soundfile.read(tmp_path / "a.wav")
     assert rate == RATE and len(wav) > 0.1 * RATE and np.sqrt(np.mean(wav**2)) > 1e-3
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG") and "Hello" in (tmp_path / "a.srt").read_text()
-    assert "s of speech in" in capsys.readouterr().out
+    assert re.search(r"s of speech in [\d.]+ s, alignment score [01]\.\d\d: a.wav", capsys.readouterr().out)
     assert run(*arguments, "--quiet") == 0
     assert capsys.readouterr().out == ""
 
@@ -236,6 +238,8 @@ def test_say_writes_sound_picture_and_times(voice, tmp_path, capsys):
 def test_say_in_json_tells_what_it_did(voice, tmp_path, capsys):
     assert run("say", "Hello there.", "-m", voice, "-s", "0.3", "--seed", "5", "--json") == 0
     values = json.loads(capsys.readouterr().out)
+    spoken = flowtron.load(voice)("Hello there.", sigma=0.3, seed=5)
+    assert values["alignment_scores"] == [spoken.score]
     assert values["files"] == ["speech.wav"] and values["sample_rate"] == RATE
     assert [word["text"] for word in values["words"][0]] == ["Hello", "there"]
     assert values["seconds"] == pytest.approx(soundfile.info("speech.wav").duration)

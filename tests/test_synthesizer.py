@@ -157,17 +157,15 @@ def test_lists_streams_and_files_sound_like_the_text_alone(voice, tmp_path):
     def silence(seconds):
         return np.zeros(round(seconds * 22050), dtype=np.float32)
 
-    streamed = [
-        wav
-        for part in voice.stream(text, speaker="bob", attempts=1)
-        for wav in (silence(part.before_seconds), part.wav, silence(part.after_seconds))
-    ]
+    parts = list(voice.stream(text, speaker="bob", attempts=1))
+    streamed = [wav for part in parts for wav in (silence(part.before_seconds), part.wav, silence(part.after_seconds))]
     assert np.array_equal(np.concatenate(streamed), whole.wav)
     shares = []
     narration = voice.speak_to_file(text, tmp_path / "a.wav", "bob", attempts=1, progress=shares.append)
     written, rate = soundfile.read(tmp_path / "a.wav", dtype="float32")
     assert rate == 22050 and np.abs(written - whole.wav).max() < 1e-4
     assert narration.words == whole.words and narration.seconds == pytest.approx(whole.seconds)
+    assert narration.score == min(part.score for part in parts)
     assert shares == sorted(shares) and len(shares) == 3
     chunks = list(voice.stream_wav(text, speaker="bob", attempts=1))
     assert sum(map(len, chunks)) == len(whole.wav) and len(chunks) >= 9

@@ -176,9 +176,11 @@ def outcome(
         "seconds": seconds,
         "took_seconds": took,
         "sample_rate": spoken[0].sample_rate,
+        "alignment_scores": [each.score for each in spoken],
         "words": [
             [{"text": w.text, "start": w.start_seconds, "end": w.end_seconds} for w in each.words] for each in spoken
         ],
         "notes": notes,
     }
-    return Outcome(f"{seconds:.2f} s of speech in {took:.2f} s: {files}", values)
+    worst = min(each.score for each in spoken)
+    return Outcome(f"{seconds:.2f} s of speech in {took:.2f} s, alignment score {worst:.2f}: {files}", values)
