@@ -78,7 +78,9 @@ class GriffinLim:
             end = (held.shape[1] - FADE_FRAMES) * hop
             yield wav[:end]
             held, tail = held[:, -FADE_FRAMES:], wav[end:]
-        if held.numel():
+        if len(tail) and held.shape[1] == FADE_FRAMES:  # nothing came to fade into
+            yield tail
+        elif held.numel():
             yield self._led_in(held, tail)
 
     def _led_in(self, mel: Tensor, tail: Tensor) -> Tensor:
