@@ -225,9 +225,9 @@ def predict_durations(
         tokens, length = pad_tokens([utterance.tokens], device)
         noise = None
         if sigma > 0:
-            noise = sigma * _duration_noise(len(utterance.tokens), utterance.seed)[None].to(device)
+            noise = _duration_noise(len(utterance.tokens), utterance.seed)[None].to(device)
         speaker_id = torch.tensor([utterance.speaker_id], device=device)
-        sample = model.duration_predictor.sample(tokens, length, speaker_id, noise, options.rate)
+        sample = model.duration_predictor.sample(tokens, length, speaker_id, noise, sigma, options.rate)
         row[: tokens.shape[1]] = sample[0]
     return durations
 

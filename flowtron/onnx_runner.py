@@ -69,10 +69,14 @@ class OnnxFlowtron:
         return dict(zip(names, self.encoder.run(None, fed)))
 
     @staticmethod
-    def durations(encoded: dict[str, np.ndarray], noise: np.ndarray | None = None, rate: float = 1.0) -> np.ndarray:
-        """Return durations (N,) in whole frames; noise (N,) in standard deviations, None for the expected ones."""
+    def durations(
+        encoded: dict[str, np.ndarray], noise: np.ndarray | None = None, sigma: float = 1.0, rate: float = 1.0
+    ) -> np.ndarray:
+        """Return durations (N,) in whole frames; noise (N,) of N(0, 1), scaled by sigma; None for the expected ones."""
         mean, std = encoded["mean"][0], np.exp(encoded["log_std"][0])
-        exact = np.exp(mean + (0.5 * std**2 if noise is None else std * noise)) / rate
+        if noise is None:
+            noise, sigma = np.zeros_like(std), 0.0
+        exact = np.exp(mean + std * sigma * noise + 0.5 * std**2 * (1 - sigma**2)) / rate
         ends = np.round(np.cumsum(np.maximum(exact, 1.0)))
         return np.maximum(np.diff(ends, prepend=0.0), 1.0).astype(np.int64)
 
@@ -183,9 +187,8 @@ class OnnxFlowtron:
         prior = None
         n_frames = int((FRAMES_AT_LEAST + FRAMES_PER_TOKEN * len(tokens)) / rate)
         if self.about["has_durations"]:
-            share = self.about["duration_share"] * sigma
-            noise = share * generator.standard_normal(len(tokens)) if sigma > 0 else None
-            prior = self.prior(self.durations(encoded, noise, rate))
+            noise = generator.standard_normal(len(tokens)) if sigma > 0 else None
+            prior = self.prior(self.durations(encoded, noise, self.about["duration_share"] * sigma, rate))
             n_frames = len(prior)
         z = sigma * generator.standard_normal((n_frames, self.about["n_mels"])).T
         return self.inverse(encoded, z, prior, 1.0, None if prior is not None else 0.5)

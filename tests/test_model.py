@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from flowtron.config import ModelConfig
 from flowtron.errors import InputError
 from flowtron.model import build_model
-from flowtron.model.aligner import monotonic_durations, path_prior
+from flowtron.model.aligner import DurationPredictor, monotonic_durations, path_prior
 from flowtron.model.attention import AttentionWindow
 from flowtron.model.flow import Context
 from flowtron.model.graph import StaticStep
@@ -269,3 +269,16 @@ def test_a_graph_is_captured_on_the_device_of_its_tensors(monkeypatch):
     z = torch.zeros(3, 9, 5, dtype=torch.float64)
     StaticStep(model.flows[0].conditioner, (encoded, encoded), context, z)
     assert entered == [z.device, "captured", "left"]
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.2, 1.0])
+def test_the_mean_duration_does_not_depend_on_sigma(sigma):
+    torch.manual_seed(0)
+    predictor = DurationPredictor(20, 2, 8).eval()
+    predictor.output.bias.data = torch.tensor([1.0, -0.7])
+    n, draws = 50, 400
+    texts = torch.randint(1, 20, (1, n)).expand(draws, n), torch.full((draws,), n), torch.zeros(draws).long()
+    expected = float(predictor.sample(*(each[:1] for each in texts)).sum())
+    drawn = float(predictor.sample(*texts, torch.randn(draws, n), sigma).sum(1).float().mean())
+    # Whole frames, of which every token has one at least, lengthen the shortest a little.
+    assert expected * 0.99 < drawn < expected * 1.02

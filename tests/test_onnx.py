@@ -52,9 +52,9 @@ def test_mels_equal_torchs(exported, n_tokens):
     encoded = runner.encode(tokens.tolist(), 1)
     prior = None
     if model.duration_predictor is not None:
-        noise = 0.5 * draw_noise(n_tokens, 1, 3)[:, 0]
-        durations = model.duration_predictor.sample(*texts, noise[None])
-        assert runner.durations(encoded, noise.numpy()).tolist() == durations[0].tolist()
+        noise = draw_noise(n_tokens, 1, 3)[:, 0]
+        durations = model.duration_predictor.sample(*texts, noise[None], 0.5)
+        assert runner.durations(encoded, noise.numpy(), 0.5).tolist() == durations[0].tolist()
         prior = path_prior(durations, int(durations.sum()), 3.0)
         np.testing.assert_allclose(runner.prior(durations[0].numpy()), prior[0], atol=1e-6)
     T = 60 if prior is None else prior.shape[1]
@@ -107,8 +107,8 @@ def test_the_runner_draws_as_the_synthesizer_does(tmp_path):
     text = "One [[tuː]] three."
     np.testing.assert_array_equal(runner(text).mel, runner(text, sigma=DEFAULT_SIGMA).mel)
     tokens = runner.tokenizer.encode("One {T UW1} three.").tokens
-    noise = DURATION_SHARE * 2.0 * np.random.default_rng(1234).standard_normal(len(tokens))
-    wanted = runner.durations(runner.encode(tokens), noise).sum()
+    noise = np.random.default_rng(1234).standard_normal(len(tokens))
+    wanted = runner.durations(runner.encode(tokens), noise, DURATION_SHARE * 2.0).sum()
     assert runner(text, sigma=2.0).mel.shape[1] == wanted
 
 

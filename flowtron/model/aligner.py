@@ -96,17 +96,27 @@ class DurationPredictor(nn.Module):
         return ((0.5 * error.square() + log_std) * mask).sum() / mask.sum()
 
     def sample(
-        self, tokens: Tensor, token_lengths: Tensor, speaker_id: Tensor, noise: Tensor | None = None, rate: float = 1.0
+        self,
+        tokens: Tensor,
+        token_lengths: Tensor,
+        speaker_id: Tensor,
+        noise: Tensor | None = None,
+        sigma: float = 1.0,
+        rate: float = 1.0,
     ) -> Tensor:
         """Return durations (B, T_text) in whole frames, at least 1 at tokens and 0 at padding.
 
         Args:
-            noise: (B, T_text) in standard deviations; None takes the expected duration.
+            noise: (B, T_text) of N(0, 1); None takes the expected duration.
+            sigma: scales the noise; whatever it is, the expected duration is the same, and so the speaking rate.
             rate: speaking rate; 2 halves every duration.
         """
         mean, log_std = self(tokens, token_lengths, speaker_id)
         std = log_std.exp()
-        log_duration = mean + (0.5 * std.square() if noise is None else std * noise)
+        if noise is None:
+            noise, sigma = torch.zeros_like(std), 0.0
+        # E[exp(m + s sigma noise)] = exp(m + (s sigma)² / 2)
+        log_duration = mean + std * sigma * noise + 0.5 * std.square() * (1 - sigma**2)
         exact = log_duration.exp() / rate
         mask = length_mask(token_lengths, tokens.shape[1])
         # Rounding the ends, not the durations, keeps the sum right.
