@@ -33,7 +33,7 @@ NOISE_BLOCK_FRAMES = 64
 WINDOW = AttentionWindow()
 # Durations are drawn one by one, and rhythm falls apart long before the voice does: see docs/VOICE.md.
 DURATION_SHARE = 0.2
-DEFAULT_SIGMA = 0.2  # chosen by word error rate: docs/VOICE.md
+DEFAULT_SIGMA = 0.1  # chosen by word error rate: docs/VOICE.md
 # A latent (D, T_mel) in natural order of time, or what gives one for a number of frames.
 Latent = Tensor | Callable[[int], Tensor]
 

@@ -2,7 +2,7 @@
 
 import flowtron
 voice = flowtron.load("runs/demo/checkpoints/00010000")
-voice("Hello.", speaker="heart", sigma=0.2, seed=1).save("hello.wav")
+voice("Hello.", speaker="heart", sigma=0.1, seed=1).save("hello.wav")
 """
 
 import warnings
