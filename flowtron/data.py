@@ -15,8 +15,8 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
-from itertools import chain
+from functools import lru_cache, partial
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -181,8 +181,12 @@ class FeatureCache:
 
     def content_of(self, path: Path) -> str:
         """Hash of a file's content; an unchanged file is not read again."""
-        status = path.stat()
-        note = self._path(f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}", ".txt")
+        status = os.stat(path)
+        return _content(self, path, status.st_size, status.st_mtime_ns)
+
+    def note_of_content(self, path: Path, size: int, changed_ns: int) -> str:
+        """Hash of a file's content, as noted beside; read and noted where it is not."""
+        note = self._path(f"{path.resolve()}|{size}|{changed_ns}", ".txt")
         try:
             return note.read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -218,9 +222,9 @@ class Spellings:
     """
 
     def __init__(self, packed: np.ndarray) -> None:
-        n_words = int(packed[0])
-        ends = np.cumsum(packed[1 : 1 + 2 * n_words])
-        self._parts = np.split(np.asarray(packed[1 + 2 * n_words :]), ends[:-1])
+        n_words, *numbers = packed.tolist()
+        ends = list(accumulate(numbers[: 2 * n_words], initial=2 * n_words))
+        self._parts = [numbers[start:end] for start, end in pairwise(ends)]
 
     @staticmethod
     def pack(words: Sequence[tuple[list[int], list[int]]]) -> np.ndarray:
@@ -233,8 +237,26 @@ class Spellings:
         tokens: list[int] = []
         for word in range(len(self._parts) // 2):
             as_phones = p_arpabet == 1 or (p_arpabet > 0 and generator.random() < p_arpabet)
-            tokens += [space] * (word > 0) + self._parts[2 * word + as_phones].tolist()
+            tokens += [space] * (word > 0) + self._parts[2 * word + as_phones]
         return tokens
+
+
+# What the disk knows of the files and texts of a corpus of some size is kept in memory too: opening a file costs as much
+# as reading a mel.
+RECENT = 2**15
+
+
+@lru_cache(maxsize=RECENT)
+def _content(cache: FeatureCache, path: Path, size: int, changed_ns: int) -> str:
+    return cache.note_of_content(path, size, changed_ns)
+
+
+@lru_cache(maxsize=RECENT)
+def _spellings(cache: FeatureCache, tokenizer: Tokenizer, text: str) -> Spellings | None:
+    """Spellings of a text, from the cache where they are there; None where it has no words."""
+    key = f"tokens|{text}|{tokenizer.symbols}|{tokenizer.cleaners}|{tokenizer.keep_ambiguous}"
+    packed = cache.get(key, lambda: Spellings.pack(tokenizer.spellings(text)))
+    return Spellings(packed) if packed[0] else None
 
 
 class Dataset(torch.utils.data.Dataset[Item]):
@@ -313,10 +335,9 @@ class Dataset(torch.utils.data.Dataset[Item]):
         with warnings.catch_warnings(), _at_line_of(utterance):
             warnings.simplefilter("once")
             if self.cache is not None:
-                key = f"tokens|{utterance.text}|{tokenizer.symbols}|{tokenizer.cleaners}|{tokenizer.keep_ambiguous}"
-                packed = self.cache.get(key, lambda: Spellings.pack(tokenizer.spellings(utterance.text)))
-                if packed[0]:
-                    return Spellings(packed).mix(tokenizer.p_arpabet, tokenizer.space, generator)
+                spellings = _spellings(self.cache, tokenizer, utterance.text)
+                if spellings is not None:
+                    return spellings.mix(tokenizer.p_arpabet, tokenizer.space, generator)
             return tokenizer.encode(utterance.text, generator=generator).tokens
 
     def __getitem__(self, key: int | tuple[int, int]) -> Item:
@@ -391,7 +412,7 @@ def collate_batch(
         mel[b, :, :T] = item.mel
         if prior is not None:
             weights = beta_binomial_prior(N, T, scaling_factor)
-            prior[b, :T, :N] = weights.masked_fill(weights < threshold, 0.0)
+            prior[b, :T, :N] = weights.masked_fill_(weights < threshold, 0.0) if threshold else weights
     speaker_id = torch.tensor([item.speaker_id for item in items])
     return Batch(tokens, token_lengths, mel, mel_lengths, speaker_id, prior, [item.path for item in items])
 
