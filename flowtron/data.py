@@ -241,7 +241,7 @@ class Spellings:
         return tokens
 
 
-# What the disk knows of the files and texts of a corpus of some size is kept in memory too: opening a file costs as much
+# What the disk knows of files and texts is kept in memory too, for a corpus of some size: opening a file costs as much
 # as reading a mel.
 RECENT = 2**15
 
