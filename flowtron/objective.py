@@ -34,7 +34,7 @@ def beta_binomial_priors(
 def blur_spans(frames: Tensor, share: float) -> Tensor:
     """Blur a share of the spans of mel frames (B, T_mel, D) over their channels, as free-running frames may become.
 
-    The harmonics of a voice are lost where its pitch is not yet clear, and a model that was only ever shown sharp frames
+    The harmonics of a voice are lost where its pitch is not yet clear, and a model that only ever saw sharp frames
     goes on as blurred as it began. How little this changed for the bundled voice is told in docs/VOICE.md.
     """
     n, T = frames.shape[:2]
