@@ -280,8 +280,7 @@ def style(
             # Its path on this machine is no business of the one who uploaded it.
             raise InputError(str(problem).replace(str(reference), "the reference")) from None
         posterior = Posterior.of([evidence.z], float(strength))
-        # As far as z follows the reference, so does the tempo, which a model with durations does not have in z.
-        rate = tempo(choice.voice, [evidence]) ** (1 - posterior.variance)
+        rate = posterior.rate(tempo(choice.voice, [evidence]))
         rate = min(max(rate, service.limits.rate_least), service.limits.rate_most)
         return choice.voice.render(text, choice.speaker, z=posterior.source(seed), rate=rate)
 

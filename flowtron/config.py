@@ -195,6 +195,10 @@ class TrainConfig(Section):
         "It is well known that deep generative models have a rich latent space.",
     ]
 
+    def step_batches(self, n_processes: int) -> int:
+        """Batches of an optimizer step, over all processes."""
+        return self.global_batches or self.accumulate * n_processes
+
 
 class VocoderConfig(Section):
     """A vocoder to train in place of the voice (`vocoder_config`)."""

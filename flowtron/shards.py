@@ -19,7 +19,16 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from flowtron.audio import AudioSettings
-from flowtron.data import BUCKET_BATCHES, Batch, Dataset, Item, SpeakerTable, collate_batch, leave_signals_to_the_run
+from flowtron.data import (
+    BUCKET_BATCHES,
+    Batch,
+    Dataset,
+    Item,
+    SpeakerTable,
+    collate_batch,
+    leave_signals_to_the_run,
+    require_even,
+)
 from flowtron.errors import InputError
 from flowtron.tensorfile import read_json, replaced_file
 from flowtron.text import Tokenizer
@@ -138,11 +147,7 @@ class ShardSampler:
                 f"{len(index.urls)} shards are too few for {n_streams} readers (processes times "
                 "data_config.n_workers); lower n_workers or write smaller shards."
             )
-        if n_batches % world_size:
-            raise InputError(
-                f"train_config.global_batches is {n_batches}, which {world_size} processes cannot share evenly; "
-                f"make it a multiple of {world_size}."
-            )
+        require_even(n_batches, world_size)
         self.index, self.batch_size, self.frames_per_batch, self.seed = index, batch_size, frames_per_batch, seed
         self.rank, self.world_size, self.n_batches, self.n_workers = rank, world_size, n_batches, n_workers
         self.epoch = self.position = 0

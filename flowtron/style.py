@@ -264,6 +264,15 @@ class Posterior:
         # In this form λ → ∞ and λ → 0 are reached without overflow.
         return cls(mean / (1 + 1 / ratio) if ratio else torch.zeros_like(mean), 1 / (ratio + 1))
 
+    @property
+    def weight(self) -> float:
+        """Weight of the evidence in the mean, r / (r + 1): 0 leaves the prior."""
+        return 1 - self.variance
+
+    def rate(self, tempo: float) -> float:
+        """Speaking rate that follows the evidence's `tempo`, which durations keep out of z, as far as z follows."""
+        return tempo**self.weight
+
     def sample(self, n_frames: int, seed: int, sigma: Deviation | None = None) -> Tensor:
         """Draw (D, n_frames).
 

@@ -125,7 +125,7 @@ def prepare_data(
         )
 
     rank, world_size = accelerator.process_index, accelerator.num_processes
-    n_batches = train.global_batches or train.accumulate * world_size
+    n_batches = train.step_batches(world_size)
     batch_size = None if data.frames_per_batch else train.batch_size
     # The aligner is always trained under the prior.
     prior = (data.use_attn_prior or config.model.aligner_dim > 0, data.betab_scaling_factor, data.attn_prior_threshold)

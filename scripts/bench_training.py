@@ -103,7 +103,7 @@ def stepper(size: str, kind: str, n_frames: int = FRAMES, shortest: float = 1.0)
 
 def assert_same_computation() -> None:
     """Ours and the plain loss and gradient agree, with the same weights and dropout off."""
-    (plain, plain_loss), (ours, our_loss) = (loss_function("demo", kind, 60, 0.8) for kind in ("plain", "float32"))
+    (plain, plain_loss), (ours, our_loss) = (loss_function("demo", kind, 60, UNEVEN) for kind in ("plain", "float32"))
     for name, weight in ours.named_parameters():
         if name.endswith("output.weight"):
             torch.nn.init.normal_(weight, std=0.02)

@@ -28,6 +28,7 @@ MODULES = (
     "flowtron.convert",
     "flowtron.config",
     "flowtron.data",
+    "flowtron.cache",
     "flowtron.prepare",
     "flowtron.check",
     "flowtron.train",

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from flowtron.audio import AudioSettings, save_wav
+from flowtron.cache import FeatureCache
 from flowtron.data import (
     Dataset,
-    FeatureCache,
     Item,
     LengthBucketBatchSampler,
     SpeakerTable,

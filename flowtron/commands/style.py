@@ -174,12 +174,11 @@ def speak(options: argparse.Namespace) -> Outcome:
     voice, evidence = _with_evidence(options)
     posterior = Posterior.of(evidence.z, options.strength, options.aggregation, options.frames)
     sampling = _sampling(options)
-    share = 1 - posterior.variance
-    # The tempo is evidence like z: a large lambda leaves the voice's own.
-    sampling.setdefault("rate", evidence.tempo**share)
+    sampling.setdefault("rate", posterior.rate(evidence.tempo))
     z = posterior.source(options.seed, None if options.posterior_sigma else _sigma(options))
     speech = voice.render(text, options.speaker, z=z, seed=options.seed, **sampling)
-    return _written(speech, options, {"recordings": len(evidence.z), "rate": sampling["rate"], "weight": share})
+    values = {"recordings": len(evidence.z), "rate": sampling["rate"], "weight": posterior.weight}
+    return _written(speech, options, values)
 
 
 def transfer(options: argparse.Namespace) -> Outcome:

@@ -22,9 +22,10 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from flowtron.audio import AudioSettings, load_wav, log_mel
+from flowtron.cache import FeatureCache
 from flowtron.checkpoint import VocoderFile, read_vocoder, save_vocoder
 from flowtron.config import Config
-from flowtron.data import FeatureCache, Utterance, read_filelist
+from flowtron.data import Utterance, read_filelist, require_even
 from flowtron.errors import InputError
 from flowtron.monitor import Monitor
 from flowtron.run import MAX_BAD_STEPS, Interrupt, Run, moving_parts, newest_state, start_processes
@@ -150,13 +151,9 @@ class VocoderState(Run):
         Raises:
             InputError: the processes cannot share them evenly.
         """
-        train, n_processes = self.config.train, self.accelerator.num_processes
-        n_batches = train.global_batches or train.accumulate * n_processes
-        if n_batches % n_processes:
-            raise InputError(
-                f"train_config.global_batches is {n_batches}, which {n_processes} processes cannot share evenly; "
-                f"make it a multiple of {n_processes}."
-            )
+        n_processes = self.accelerator.num_processes
+        n_batches = self.config.train.step_batches(n_processes)
+        require_even(n_batches, n_processes)
         return list(range(self.accelerator.process_index, n_batches, n_processes))
 
     def generators(self, number: int) -> list[random.Random]:
