@@ -180,8 +180,16 @@ def test_packing_and_back(dtype):
     weight = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
     step = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.int8: 1 / 254}[dtype]
     assert (pack(weight, dtype).dense() - weight).abs().max() <= step * weight.abs().max() * 1.001
+    assert pack(weight, dtype).n_bytes == 64 * 7 * dtype.itemsize + (64 * 4 if dtype == torch.int8 else 0)
     order = torch.arange(4 * 24)
     assert by_gate(by_unit(order)).equal(order)
+
+
+def test_a_large_weight_costs_only_its_own_group_in_int8():
+    weight = torch.full((32, 70), 0.01)
+    weight[:, 40] = 1.0
+    error = (pack(weight, torch.int8).dense() - weight).abs().amax(0)
+    assert error[:32].max() < 1e-6 and error[64:].max() < 1e-6 and error[32:64].max() > 1e-3
 
 
 def test_refuses_what_it_cannot_run():

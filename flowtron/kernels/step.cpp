@@ -12,6 +12,7 @@ using namespace flowtron;
 namespace {
 
 constexpr int64_t BLOCK = 128;    // rows of a panel taken at a time: 16 KB of floats, in the first cache
+constexpr int64_t GROUP = 32;     // rows that share a scale in int8; step_weights.py has the same
 constexpr int64_t APART = 16;     // floats between items: rows a power of two apart would share a place in the cache
 
 enum Kind : int64_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
@@ -20,7 +21,7 @@ enum Kind : int64_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
 
 extern "C" {
 
-// (K, columns) packed in panels (K, WIDTH) of one kind of number; a factor per column or null.
+// (K, columns) packed in panels (K, WIDTH) of one kind of number; factors (groups of rows, WIDTH) of a panel or null.
 struct Matrix {
     const void* panels;
     const float* scale;
@@ -69,7 +70,8 @@ class Multiplier {
 
     void add(const Matrix& matrix, int64_t panel, const float* x, int64_t stride, float* sums) {
         const int64_t at = panel * matrix.K * WIDTH;
-        const float* scale = matrix.scale ? matrix.scale + panel * WIDTH : nullptr;
+        const int64_t groups = (matrix.K + GROUP - 1) / GROUP;
+        const float* scale = matrix.scale ? matrix.scale + panel * groups * WIDTH : nullptr;
         if (matrix.kind == FLOAT32) add_panel((const float*)matrix.panels + at, matrix.K, scale, x, stride, sums);
         if (matrix.kind == BFLOAT16) add_panel((const uint16_t*)matrix.panels + at, matrix.K, scale, x, stride, sums);
         if (matrix.kind == INT8) add_panel((const int8_t*)matrix.panels + at, matrix.K, scale, x, stride, sums);
@@ -81,17 +83,19 @@ class Multiplier {
     template <typename Weight>
     void add_panel(const Weight* panel, int64_t K, const float* scale, const float* x, int64_t stride, float* sums) {
         const bool decodes = sizeof(Weight) < sizeof(float) && ROWS < 8 && B_ > ROWS;
-        for (int64_t k = 0; k < K; k += BLOCK) {
-            const int64_t rows = std::min(BLOCK, K - k);
+        const int64_t most = scale ? GROUP : BLOCK;
+        for (int64_t k = 0; k < K; k += most) {
+            const int64_t rows = std::min(most, K - k);
             const Weight* block = panel + k * WIDTH;
+            const float* factors = scale ? scale + k / GROUP * WIDTH : nullptr;
             if (!decodes) {
-                multiply_few(x + k, stride, block, B_, rows, scale, sums);
+                multiply_few(x + k, stride, block, B_, rows, factors, sums);
                 continue;
             }
             for (int64_t r = 0; r < rows; ++r)
                 for (int j = 0; j < PARTS; ++j)
                     *(WideVec*)&decoded_[r * WIDTH + j * WIDE] = decode(block + r * WIDTH, j);
-            multiply_few(x + k, stride, decoded_.data(), B_, rows, scale, sums);
+            multiply_few(x + k, stride, decoded_.data(), B_, rows, factors, sums);
         }
     }
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 LANES = 8
 WIDTH = 4 * LANES
+GROUP = 32  # inputs that share a scale in int8; step.cpp has the same
 DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 
 
@@ -21,7 +22,7 @@ class Matrix:
     """A weight (outputs, K) as the kernel reads it.
 
     panels: (P, K, WIDTH), columns in natural order, but for bfloat16, where j and j + 16 alternate.
-    scale: (P · WIDTH,) what a column of int8 is multiplied by, or None.
+    scale: (P, ⌈K / GROUP⌉, WIDTH) what a group of a column of int8 is multiplied by, or None.
     """
 
     panels: Tensor
@@ -34,15 +35,20 @@ class Matrix:
         """Type of the stored numbers."""
         return self.panels.dtype
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the numbers and of their scales."""
+        return sum(x.numel() * x.element_size() for x in (self.panels, self.scale) if x is not None)
+
     def dense(self) -> Tensor:
         """Return the weight (outputs, K) in float32, with what rounding left of it."""
         panels = self.panels
         if self.dtype == torch.bfloat16:
             panels = panels.view(-1, self.inputs, WIDTH // 2, 2).transpose(2, 3)
-        plain = panels.reshape(-1, self.inputs, WIDTH).float().transpose(1, 2).reshape(-1, self.inputs)
+        plain = panels.reshape(-1, self.inputs, WIDTH).float()
         if self.scale is not None:
-            plain = plain * self.scale[:, None]
-        return plain[: self.outputs]
+            plain = plain * self.scale.repeat_interleave(GROUP, 1)[:, : self.inputs]
+        return plain.transpose(1, 2).reshape(-1, self.inputs)[: self.outputs]
 
 
 def _in_huge_pages(x: Tensor) -> Tensor:
@@ -55,14 +61,16 @@ def _in_huge_pages(x: Tensor) -> Tensor:
 
 
 def pack(weight: Tensor, dtype: torch.dtype) -> Matrix:
-    """Lay out a weight (outputs, K) in panels; int8 gets one scale per output."""
+    """Lay out a weight (outputs, K) in panels; int8 gets one scale for every output and `GROUP` inputs."""
     outputs, inputs = weight.shape
     weight = functional.pad(weight.detach().float(), (0, 0, 0, -outputs % WIDTH))
+    panels = weight.view(-1, WIDTH, inputs).transpose(1, 2)
     scale = None
     if dtype == torch.int8:
-        scale = weight.abs().amax(1).clamp(min=1e-30) / 127
-        weight = (weight / scale[:, None]).round()
-    panels = weight.to(dtype).view(-1, WIDTH, inputs).transpose(1, 2)
+        groups = functional.pad(panels, (0, 0, 0, -inputs % GROUP)).unflatten(1, (-1, GROUP))
+        scale = (groups.abs().amax(2).clamp(min=1e-30) / 127).contiguous()
+        panels = (panels / scale.repeat_interleave(GROUP, 1)[:, :inputs]).round()
+    panels = panels.to(dtype)
     if dtype == torch.bfloat16:
         panels = panels.reshape(-1, inputs, 2, WIDTH // 2).transpose(2, 3)
     return Matrix(_in_huge_pages(panels.reshape(-1, inputs, WIDTH)), scale, inputs, outputs)
@@ -129,7 +137,7 @@ class StepWeights:
     @property
     def n_bytes(self) -> int:
         """Bytes of weights that a frame reads."""
-        return sum(matrix.panels.numel() * matrix.panels.element_size() for matrix in self.matrices)
+        return sum(matrix.n_bytes for matrix in self.matrices)
 
     @staticmethod
     @torch.no_grad()
@@ -139,8 +147,8 @@ class StepWeights:
         Args:
             conditioner: `flowtron.model.flow.Conditioner`, without location-sensitive attention, its hidden channels
                 a multiple of 8.
-            dtype: float32; bfloat16; or int8 with one scale per output and input block, the output layer staying
-                float32. Sums are float32 always.
+            dtype: float32; bfloat16; or int8 with one scale for every output and `GROUP` inputs, the dense layers
+                staying bfloat16 and the output layer float32. Sums are float32 always.
 
         Raises:
             ValueError: another dtype or conditioner.
@@ -164,6 +172,7 @@ class StepWeights:
             below = w_ih[:, :hidden] if has_context else w_ih
             return Layer(pack(below, dtype), context, pack(w_hh, dtype), b_ih + b_hh)
 
+        wider = torch.bfloat16 if dtype == torch.int8 else dtype  # where rounding costs most for its bytes
         outer, attention = [*conditioner.dense, conditioner.output], conditioner.attention
         gate = None
         if conditioner.gate is not None:
@@ -172,7 +181,7 @@ class StepWeights:
             layer(conditioner.attention_lstm, 0),
             tuple(layer(conditioner.lstm, i) for i in range(conditioner.lstm.num_layers)),
             pack(attention.query.weight, dtype),
-            (pack(outer[0].weight, dtype), pack(outer[1].weight, dtype)),
+            (pack(outer[0].weight, wider), pack(outer[1].weight, wider)),
             pack(outer[2].weight, torch.float32),
             (outer[0].bias.detach().float(), outer[1].bias.detach().float(), outer[2].bias.detach().float()),
             attention.score.weight[0].detach().float(),
