@@ -209,6 +209,9 @@ class VocoderConfig(Section):
     architecture: dict[str, Any] = Field({}, description="arguments of the network's class, by the original's names")
     segment_length: int = Field(16000, gt=0, description="samples of a training example, cut to whole frames")
     mel_noise: float = Field(0.0, ge=0, description="largest deviation of noise on the mels in training")
+    mel_blur: float = Field(
+        0.0, ge=0, le=1, description="share of segments whose mels are blurred, as a voice's may be that runs free"
+    )
     predicted_mels: str = Field("", description="folder of predicted mels NAME.npy to fine-tune on; empty: recordings")
     predicted_share: float = Field(1.0, gt=0, le=1, description="share of segments with a predicted mel, if there are")
 

@@ -18,7 +18,7 @@ from flowtron.train import train
 from flowtron.vocoder import load_vocoder
 from flowtron.vocoder.loading import MODELS
 from flowtron.vocoder.objective import LikelihoodObjective, spectra, spectral_distance, vocoder_objective
-from flowtron.vocoder.training import Segments, generators, prepare, step
+from flowtron.vocoder.training import MAX_SHARP_CHANNELS, Segments, blurred, generators, prepare, step
 
 ARCHITECTURES = {
     "waveglow": {"n_flows": 2, "n_early_every": 4, "WN_config": {"n_layers": 1, "n_channels": 8}},
@@ -227,3 +227,20 @@ def test_shipped_configs_fit_their_networks(name):
     loaded = load_config(Path(__file__).parents[1] / "configs" / f"{name}.json")
     inspect.signature(MODELS[loaded.vocoder.kind]).bind_partial(**loaded.vocoder.architecture)
     assert loaded.vocoder.segment_length % loaded.data.hop_length == 0
+
+
+def test_blurred_mels_lose_harmonics_and_keep_their_envelope():
+    envelope = torch.linspace(-2, -8, 80)[:, None].expand(80, 64)
+    ripple = torch.cos(math.pi * torch.arange(80))[:, None]
+    mel = (envelope + ripple).expand(200, -1, -1)
+    assert blurred(mel, generators(0, 0, 0, 200), 0.0).equal(mel)
+    result = blurred(mel, generators(0, 0, 0, 200), 0.5)
+    assert result.equal(blurred(mel, generators(0, 0, 0, 200), 0.5)), "a function of the generators alone"
+    changed = (result - mel).abs().amax((1, 2)) > 0.1
+    assert 70 < changed.sum() < 130, "about half of them"
+    left = ((result - envelope) * ripple)[changed]
+    inner = left[:, MAX_SHARP_CHANNELS + 8 : -8]
+    assert inner.min() > -1e-4 and inner.max() < 1 + 1e-4, "harmonics shrink, and nothing else happens"
+    assert inner.amin((1, 2)).max() < 0.9, "each loses some"
+    assert (inner.amin(1).amax(1) > 0.99).float().mean() > 0.25, "of some only a span"
+    assert left[:, 0].min() < 0.9 and (left[:, 8].amin(1) > 0.99).any(), "the lowest blurred channel differs"

@@ -20,6 +20,7 @@ from flowtron.vocoder.waveglow import WaveGlow
 
 BLOCK_FRAMES = 128  # products with many rows are faster; with more than this memory grows
 SIGMA = 0.6
+SOURCE_FILTER_SIGMA = 0.4  # docs/VOCODERS.md
 RENDER_CONTEXT = 3  # frames around a frame that its filters and windows touch
 
 
@@ -136,7 +137,7 @@ class HifiGanVocoder:
 class SourceFilterVocoder:
     """Pulses and noise through learned filters: the light vocoder that comes with the package."""
 
-    def __init__(self, model: SourceFilterNet, settings: AudioSettings, sigma: float = SIGMA) -> None:
+    def __init__(self, model: SourceFilterNet, settings: AudioSettings, sigma: float = SOURCE_FILTER_SIGMA) -> None:
         """Take a model, the settings of its mels, and the standard deviation of the noise, 1 in training."""
         self.model, self.settings, self.sigma = model.eval(), settings, sigma
         # In float64, since errors of the pitch add up over the phase of a sound, and products round by their size.
