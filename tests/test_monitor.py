@@ -16,6 +16,10 @@ from flowtron.monitor import Monitor, alignment_scalars, alignment_warning, word
 from flowtron.train import train
 
 
+def pictures():
+    return [each for each in gc.get_objects() if type(each) is Figure]
+
+
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory):
     """A finished run's log, its config, and how many pictures are left when only the run itself collects garbage."""
@@ -26,12 +30,13 @@ def logged(tmp_path_factory):
     torch.set_num_threads(1)
     gc.collect()
     gc.disable()
+    earlier = pictures()  # of other tests, kept alive until they are counted, so that none takes another's place
     train(config)
-    pictures = [each for each in map(type, gc.get_objects()) if each is Figure]
+    left = [each for each in pictures() if not any(each is other for other in earlier)]
     gc.enable()
     events = EventAccumulator(str(folder / "run" / "logs"), size_guidance={"images": 0, "audio": 0, "scalars": 0})
     events.Reload()
-    return events, config, len(pictures)
+    return events, config, len(left)
 
 
 def test_pictures_do_not_stay_in_memory(logged):
