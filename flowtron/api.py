@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from flowtron import __version__
+from flowtron.audio import load_librosa
 from flowtron.encode import FORMATS, encode
 from flowtron.errors import InputError
 from flowtron.service import BusyError, Service, describe
@@ -232,9 +233,7 @@ def stand_in(service: Service, name: str) -> str:
 
 
 def _resampled(wav: np.ndarray, rate: int) -> np.ndarray:
-    import librosa
-
-    return librosa.resample(np.asarray(wav, dtype=np.float32), orig_sr=rate, target_sr=OPENAI_PCM_RATE)
+    return load_librosa().resample(np.asarray(wav, dtype=np.float32), orig_sr=rate, target_sr=OPENAI_PCM_RATE)
 
 
 def _sentence(problem: RequestValidationError) -> str:

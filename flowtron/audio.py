@@ -6,17 +6,21 @@ Letters: T_samples samples, T_mel frames, n_mels mel channels, n_bins = n_fft //
 import os
 import tempfile
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import librosa
 import numpy as np
 import scipy.signal
 import soundfile
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from flowtron.errors import InputError
+from flowtron.kernels.build import cache_folder
 
 LOG_FLOOR = 1e-5  # magnitudes below it are silence
 # Floating samples a little beyond 1 come from resampling and are clipped; far beyond it they are of another scale.
@@ -41,6 +45,19 @@ class AudioSettings:
     def fingerprint(self) -> dict[str, int | float]:
         """Return the settings by name, as they travel with weights."""
         return asdict(self)
+
+
+@cache
+def load_librosa() -> Any:
+    """Return librosa, its compiled functions imported by one process at a time.
+
+    Processes that import them at once, the first time on a machine, mix their halves of a function in numba's cache,
+    and whoever calls it from then on dies (https://github.com/numba/numba/issues/10128).
+    """
+    with FileLock(cache_folder() / "librosa.lock"):
+        for module in ("librosa.util.utils", "librosa.core.audio", "librosa.core.pitch"):
+            import_module(module)
+    return librosa
 
 
 @lru_cache(maxsize=8)
@@ -165,9 +182,9 @@ def load_wav(
             raise InputError(
                 f"{path}: sample rate is {rate} Hz, expected {sample_rate} Hz; convert it or set data_config.resample."
             )
-        mono = librosa.resample(mono, orig_sr=rate, target_sr=sample_rate, res_type="soxr_hq")
+        mono = load_librosa().resample(mono, orig_sr=rate, target_sr=sample_rate, res_type="soxr_hq")
     if trim_db is not None:
-        mono = librosa.effects.trim(mono, top_db=trim_db, frame_length=1024, hop_length=256)[0]
+        mono = load_librosa().effects.trim(mono, top_db=trim_db, frame_length=1024, hop_length=256)[0]
     return torch.from_numpy(np.ascontiguousarray(mono, dtype=np.float32).clip(-1, 1))
 
 

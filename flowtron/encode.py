@@ -9,6 +9,7 @@ import struct
 import numpy as np
 import soundfile
 
+from flowtron.audio import load_librosa
 from flowtron.errors import InputError
 
 # soundfile's format and subtype, and the media type. pcm is bare samples: 16 bit, mono, little-endian.
@@ -41,10 +42,8 @@ def encode(wav: np.ndarray, sample_rate: int, format: str) -> bytes:
     if not soundfile.check_format(container, subtype):
         raise InputError(f"this machine's libsndfile writes no {format}; choose another format, such as wav.")
     if format == "opus" and sample_rate not in OPUS_RATES:
-        import librosa
-
         rate = next(rate for rate in (*OPUS_RATES, OPUS_RATES[-1]) if rate >= min(sample_rate, OPUS_RATES[-1]))
-        wav = librosa.resample(np.asarray(wav, dtype=np.float32), orig_sr=sample_rate, target_sr=rate)
+        wav = load_librosa().resample(np.asarray(wav, dtype=np.float32), orig_sr=sample_rate, target_sr=rate)
         sample_rate = rate
     file = io.BytesIO()
     samples = np.asarray(wav, dtype=np.float32).clip(-1, 1)

@@ -12,11 +12,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import librosa
 import numpy as np
 import torch
 
-from flowtron.audio import AudioSettings, load_wav, log_mel
+from flowtron.audio import AudioSettings, load_librosa, load_wav, log_mel
 from flowtron.data import Utterance
 from flowtron.errors import InputError
 from flowtron.speech import Speech, write_atomically
@@ -64,7 +63,7 @@ def _whisper(path: str, threads: int) -> Any:
 
 def listening_copy(wav: np.ndarray, sample_rate: int) -> np.ndarray:
     """Return wav (T_samples,) at 16 kHz, for the measuring models."""
-    return librosa.resample(np.asarray(wav, dtype=np.float32), orig_sr=sample_rate, target_sr=LISTENING_RATE)
+    return load_librosa().resample(np.asarray(wav, dtype=np.float32), orig_sr=sample_rate, target_sr=LISTENING_RATE)
 
 
 def transcribe(wav: np.ndarray, sample_rate: int, model: str | Path | None = None, threads: int = 2) -> str:
@@ -136,6 +135,7 @@ def dnsmos(wav: np.ndarray, sample_rate: int) -> float:
 
 @lru_cache(maxsize=1)
 def _voice_encoder() -> Any:
+    load_librosa()  # resemblyzer imports it too
     return require("resemblyzer").VoiceEncoder("cpu", verbose=False)
 
 
@@ -147,7 +147,7 @@ def speaker_embedding(wav: np.ndarray, sample_rate: int) -> np.ndarray:
 def pitch(wav: np.ndarray, sample_rate: int, hop_length: int = 256) -> np.ndarray:
     """Fundamental frequency (T,) in Hz of wav (T_samples,), a value a hop, 0 where unvoiced, by probabilistic YIN."""
     samples = np.asarray(wav, dtype=np.float32)
-    f0, voiced, _ = librosa.pyin(samples, fmin=60.0, fmax=500.0, sr=sample_rate, hop_length=hop_length)
+    f0, voiced, _ = load_librosa().pyin(samples, fmin=60.0, fmax=500.0, sr=sample_rate, hop_length=hop_length)
     return np.where(voiced, f0, 0.0)
 
 
@@ -168,8 +168,8 @@ def warp(reference: np.ndarray, wav: np.ndarray, settings: AudioSettings) -> War
     for sound in (reference, wav):
         mel = log_mel(torch.as_tensor(np.asarray(sound, dtype=np.float32)), settings).numpy()
         # From the orthonormal cosine transform to coefficients of the Fourier series.
-        cepstra.append(librosa.feature.mfcc(S=mel, n_mfcc=14, norm="ortho")[1:] / np.sqrt(2 * len(mel)))
-    cost, path = librosa.sequence.dtw(*cepstra)
+        cepstra.append(load_librosa().feature.mfcc(S=mel, n_mfcc=14, norm="ortho")[1:] / np.sqrt(2 * len(mel)))
+    cost, path = load_librosa().sequence.dtw(*cepstra)
     return Warped(float(10 / np.log(10) * np.sqrt(2) * cost[-1, -1] / len(path)), path)
 
 

@@ -13,10 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import librosa
 import numpy as np
 
-from flowtron.audio import load_wav, save_wav
+from flowtron.audio import load_librosa, load_wav, save_wav
 from flowtron.data import SpeakerTable
 from flowtron.errors import InputError
 from flowtron.speech import write_atomically
@@ -232,7 +231,8 @@ def prepare_recording(job: tuple[Source, Path, Settings]) -> float | str:
     try:
         wav = load_wav(source.path, settings.sample_rate, resample=True).numpy()
         if settings.trim_db is not None:
-            _, (start, end) = librosa.effects.trim(wav, top_db=settings.trim_db, frame_length=1024, hop_length=256)
+            trim = load_librosa().effects.trim
+            _, (start, end) = trim(wav, top_db=settings.trim_db, frame_length=1024, hop_length=256)
             margin = round(MARGIN_SECONDS * settings.sample_rate)
             wav = wav[max(0, start - margin) : end + margin]
         if len(wav) < SHORTEST_SECONDS * settings.sample_rate or np.abs(wav).max() < 1e-4:

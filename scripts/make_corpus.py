@@ -17,12 +17,11 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-import librosa
 import numpy as np
 import soundfile
 from corpus_text import sentences, subset
 
-from flowtron.audio import save_wav
+from flowtron.audio import load_librosa, save_wav
 from flowtron.errors import InputError, exit_code_of
 from flowtron.text import Tokenizer
 
@@ -94,10 +93,10 @@ def variation(sentence: str, voice: str, seed: int, expressive: bool) -> dict[st
 
 def finish(samples: np.ndarray, rate: int, factors: dict[str, float]) -> np.ndarray:
     """Resample, trim to a small margin, shift the pitch, and set the loudness."""
-    wav = librosa.resample(samples.astype(np.float32), orig_sr=rate, target_sr=SAMPLE_RATE, res_type="soxr_hq")
+    wav = load_librosa().resample(samples.astype(np.float32), orig_sr=rate, target_sr=SAMPLE_RATE, res_type="soxr_hq")
     if factors["semitones"]:
-        wav = librosa.effects.pitch_shift(wav, sr=SAMPLE_RATE, n_steps=factors["semitones"])
-    _, (start, end) = librosa.effects.trim(wav, top_db=42, frame_length=1024, hop_length=256)
+        wav = load_librosa().effects.pitch_shift(wav, sr=SAMPLE_RATE, n_steps=factors["semitones"])
+    _, (start, end) = load_librosa().effects.trim(wav, top_db=42, frame_length=1024, hop_length=256)
     margin = round(MARGIN_SECONDS * SAMPLE_RATE)
     wav = wav[max(0, start - margin) : end + margin]
     gain = LOUDNESS_RMS / max(1e-6, float(np.sqrt(np.mean(wav**2)))) * 10 ** (factors["gain_db"] / 20)

@@ -3,11 +3,13 @@
 import struct
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+from flowtron import audio
 from flowtron.audio import AudioSettings, load_wav, log_mel, magnitudes, mel_filters, mel_to_magnitude, save_wav
 from flowtron.errors import InputError
 from flowtron.vocoder import GriffinLim, load_vocoder
@@ -259,3 +261,17 @@ def test_griffin_lim_of_a_few_frames(n_frames):
 def test_a_vocoder_that_does_not_exist():
     with pytest.raises(InputError, match="no such vocoder"):
         load_vocoder("melodica")
+
+
+def test_librosa_is_imported_by_one_process_at_a_time(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    seen = []
+
+    def import_module(name):
+        with pytest.raises(filelock.Timeout):
+            filelock.FileLock(next(tmp_path.rglob("librosa.lock")), timeout=0, is_singleton=False).acquire()
+        seen.append(name)
+
+    monkeypatch.setattr(audio, "import_module", import_module)
+    audio.load_librosa.__wrapped__()
+    assert "librosa.core.pitch" in seen

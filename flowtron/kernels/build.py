@@ -25,7 +25,7 @@ COMMON_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fno-math-
 BUILD_SECONDS = 300
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """Return the user's cache folder, or one in the temporary folder where that cannot be written."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(root) / "flowtron" / "kernels"
@@ -92,7 +92,7 @@ def load_library(name: str) -> ctypes.CDLL | None:
         ]
     )
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    library = _cache_folder() / f"{name}-{digest}.so"
+    library = cache_folder() / f"{name}-{digest}.so"
     if not library.exists():
         if compiler is None:
             logger.warning("No C++ compiler was found; the slower pure-torch code is used for %s", name)
