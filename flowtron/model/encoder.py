@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from flowtron.kernels.lstm import lstm
 
@@ -38,8 +37,9 @@ def reverse_frames(x: Tensor, lengths: Tensor) -> Tensor:
 
 
 def run_both_ways(module: nn.LSTM, x: Tensor, lengths: Tensor) -> Tensor:
-    """Run a bidirectional LSTM over x (B, T, C) without packing, which would wait for a GPU to tell the lengths.
+    """Run a bidirectional LSTM over x (B, T, C) without packing.
 
+    Packing makes a GPU wait to tell the lengths, and a CPU take items of unequal lengths frame by frame.
     The way back is a way forth over reversed frames; outputs (B, T, 2 H) are zero at padding.
     """
     (w_ih, w_hh, b_ih, b_hh), back = module.all_weights
@@ -90,11 +90,7 @@ class ConvEncoder(nn.Module):
         mask = length_mask(lengths, x.shape[2])
         for conv, norm in zip(self.convs, self.norms):
             x = self.dropout(norm(conv(x * mask[:, None]), mask).relu())
-        if x.is_cuda:
-            return run_both_ways(self.lstm, x.transpose(1, 2), lengths)
-        packed = pack_padded_sequence(x.transpose(1, 2), lengths.cpu(), batch_first=True, enforce_sorted=False)
-        encoded, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=x.shape[2])
-        return encoded
+        return run_both_ways(self.lstm, x.transpose(1, 2), lengths)
 
 
 class TextEncoder(ConvEncoder):
