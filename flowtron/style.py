@@ -130,7 +130,7 @@ def encode_batch(
     if model.aligner is not None:
         diagonal = beta_binomial_priors(mel_lengths.tolist(), token_lengths.tolist(), 1.0, device)
         durations = monotonic_durations(model.aligner(*batch, diagonal), mel_lengths, token_lengths)
-        prior = path_prior(durations, mel.shape[2], SamplingOptions.path_width).to(dtype)
+        prior = path_prior(durations, mel.shape[2], voice.path_width).to(dtype)
     output = model(*batch, attention_prior=prior)
     if durations is None:
         mean = torch.stack(output.attention).mean(0).clamp(min=1e-8).log()
@@ -206,6 +206,7 @@ def predict_along(voice: Synthesizer, encoding: Encoding, sigma: float) -> Tenso
     (result,) = synthesize_mels(
         voice.flowtron,
         [Spoken(encoding.tokens, voice.speaker_id(encoding.speaker), 0)],
+        SamplingOptions(path_width=voice.path_width),
         z=[sigma * encoding.z],
         attention=None if guided else [matrix[None].to(device) for matrix in encoding.attention],
         durations=[encoding.durations] if guided else None,
@@ -516,8 +517,8 @@ def blend_speakers(
             blended = _with_modules(blended, **{name: _with_modules(part, speaker_embedding=table)})
     name = f"{first}+{second}"
     speakers = [*(voice.speakers or map(str, range(n_speakers))), name]
-    other = Synthesizer(blended, voice.tokenizer, speakers, voice.settings, voice.vocoder, voice.weights)
-    return other, name
+    parts = (voice.tokenizer, speakers, voice.settings, voice.vocoder, voice.weights, voice.path_width)
+    return Synthesizer(blended, *parts), name
 
 
 def _token_curve(voice: Synthesizer, points: Sequence[tuple[float, float]], text: str) -> Tensor:

@@ -90,7 +90,7 @@ def speak(voice: Synthesizer, text: str, speaker: str, mode: str, seed: int, cou
     try:
         for passage in passages(text):
             tokenized = voice.tokenizer.encode(passage.text)
-            options = SamplingOptions(guided=mode != "unguided")
+            options = SamplingOptions(guided=mode != "unguided", path_width=voice.path_width)
             best = None
             for attempt in range(ATTEMPTS if mode != "unguided" else 1):
                 utterance = Utterance(tokenized.tokens, voice.speaker_id(speaker), seed + attempt)

@@ -94,6 +94,17 @@ def test_mels_predicted_along_recordings_run_from_the_recording_to_the_likeliest
         assert (half - encoding.mel).abs().mean() < (none - encoding.mel).abs().mean()
 
 
+def test_the_path_is_as_soft_as_the_voice_was_trained_with(recordings):
+    voice = make_voice()
+    at_default = encode(voice, recordings[:1])[0]
+    voice.path_width = 0.5
+    encoding = encode(voice, recordings[:1])[0]
+    assert not torch.allclose(encoding.attention, at_default.attention, atol=1e-3)
+    torch.testing.assert_close(reconstruct(voice, encoding).mel, encoding.mel, atol=2e-4, rtol=0)
+    torch.testing.assert_close(predict_along(voice, encoding, 1.0), encoding.mel, atol=2e-4, rtol=0)
+    assert blend_speakers(voice, *SPEAKERS, 0.5)[0].path_width == 0.5
+
+
 def test_encoding_depends_on_speaker_and_not_on_batch_mates(voice, recordings, encodings):
     alone = encode(voice, recordings[1:2])[0]
     torch.testing.assert_close(alone.z, encodings[1].z, atol=1e-5, rtol=0)

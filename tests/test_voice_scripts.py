@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tiny import save_tiny_voice
 
 from flowtron.checkpoint import load_model, save_model
 from flowtron.config import parse_config
 from flowtron.errors import InputError
 from flowtron.model import build_model
+from flowtron.synthesizer import Synthesizer
 from flowtron.text import SYMBOLS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+import check_robustness
 import make_recordings
 import plot_curves
 import release_voice
@@ -95,3 +98,20 @@ def test_curves_join_runs_and_the_later_wins(tmp_path):
     assert len(plot_curves.draw(scalars).axes) == len(plot_curves.PANELS)
     with pytest.raises(InputError, match="no TensorBoard log"):
         plot_curves.read_scalars([tmp_path / "third"])
+
+
+def test_robustness_is_judged_along_the_voices_own_path(tmp_path, monkeypatch):
+    save_tiny_voice(tmp_path / "voice")
+    voice = Synthesizer.load(tmp_path / "voice")
+    voice.path_width = 0.5
+    widths = []
+    synthesize_mels = check_robustness.synthesize_mels
+
+    def observed(model, utterances, options, **others):
+        widths.append(options.path_width)
+        return synthesize_mels(model, utterances, options, **others)
+
+    monkeypatch.setattr(check_robustness, "synthesize_mels", observed)
+    for mode in check_robustness.MODES:
+        check_robustness.speak(voice, "Hello there.", "ann", mode, 0, check_robustness.Count())
+    assert set(widths) == {0.5} and len(widths) >= 3
