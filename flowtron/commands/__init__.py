@@ -7,7 +7,7 @@ subcommand, write its module here and name it in COMMANDS.
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,6 +115,13 @@ def check_picture(path: str | Path | None) -> None:
     """
     if path and Path(path).suffix.lower() not in PICTURES:
         raise InputError(f"{path}: pictures are written as {', '.join(PICTURES)}; choose one of these suffixes.")
+
+
+def tell_notes(notes: Iterable[str], options: argparse.Namespace) -> None:
+    """Print once each what is to be known of speech, but characters without a symbol: a warning told those."""
+    for note in dict.fromkeys(notes) if not options.quiet else ():
+        if not note.startswith("no symbol"):
+            print(f"note: {note}", file=sys.stderr)
 
 
 @contextmanager

@@ -7,7 +7,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowtron.commands import Outcome, add_voice_options, check_picture, check_writable, load_voice, progress_bar
+from flowtron.commands import (
+    Outcome,
+    add_voice_options,
+    check_picture,
+    check_writable,
+    load_voice,
+    progress_bar,
+    tell_notes,
+)
 from flowtron.errors import InputError
 
 if TYPE_CHECKING:
@@ -167,8 +175,7 @@ def outcome(
 ) -> Outcome:
     """Tell what was spoken."""
     notes = [note for each in spoken for note in each.notes]
-    for note in notes if not options.quiet else []:
-        print(f"note: {note}", file=sys.stderr)
+    tell_notes(notes, options)
     seconds = sum(each.seconds for each in spoken)
     files = ", ".join(map(str, written)) if len(written) < 6 else f"{len(written)} files in {options.output}"
     values = {

@@ -18,6 +18,7 @@ from flowtron.commands import (
     check_writable,
     load_voice,
     progress_bar,
+    tell_notes,
 )
 from flowtron.errors import InputError
 
@@ -372,6 +373,7 @@ def _written(speech: "Speech", options: argparse.Namespace, values: dict[str, An
     written = [speech.save(options.output)]
     if options.plot:
         written.append(speech.plot(options.plot))
+    tell_notes(speech.notes, options)
     files = ", ".join(map(str, written))
     values = {"files": [str(path) for path in written], "seconds": speech.seconds, "speaker": speech.speaker, **values}
     return Outcome(f"{speech.seconds:.2f} s by {speech.speaker}: {files}", {**values, "notes": speech.notes})
