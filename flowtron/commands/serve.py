@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> Outcome:
         import gradio  # noqa: F401
         import uvicorn
     except ImportError as error:
-        raise InputError(f"serving needs the package {error.name}; run pip install 'flowtron[app]'.") from None
+        raise InputError(f"serving needs the package {error.name}; run pip install -e '.[app]' in the clone.") from None
     from flowtron.app import build_app
     from flowtron.service import Limits, Service
     from flowtron.synthesizer import bundled_voices
