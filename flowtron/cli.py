@@ -74,7 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0, or 1 for a failure that is not the user's or for faults that `check` found, 2 for a mistake of the user,
         130 when interrupted.
     """
-    options = build_parser().parse_args(arguments)
+    try:
+        options = build_parser().parse_args(arguments)
+    except KeyboardInterrupt:
+        print("flowtron: interrupted.", file=sys.stderr)
+        return 130
     # A terminal or pipe that lacks a character, and a file name that is no text, must not cost the result.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
