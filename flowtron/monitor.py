@@ -1,5 +1,6 @@
 """Watching a training: TensorBoard, one line on the terminal, and what is measured at every validation."""
 
+import math
 import sys
 import time
 import warnings
@@ -47,6 +48,7 @@ class Monitor:
         self.writer = SummaryWriter(str(folder), purge_step=iteration + 1) if wanted else None
         self.live = is_main and sys.stderr.isatty()
         self._mark = time.monotonic()
+        self._deadline = self._mark + config.train.max_hours * 3600 if config.train.max_hours > 0 else math.inf
         self._frames = self._places = self._steps = 0
 
     def __enter__(self) -> "Monitor":
@@ -107,7 +109,8 @@ class Monitor:
             scalars["training/nats_per_dim"] = self.nats(named["nll"])
         self.scalars(scalars, iteration)
         if self.live or iteration % PLAIN_LINE_EVERY == 0:
-            left = f", {(max_iters - iteration) / pace / 3600:.2f} h left" if max_iters else ""
+            seconds = min((max_iters - iteration) / pace if max_iters else math.inf, self._deadline - now)
+            left = f", {max(0.0, seconds) / 3600:.2f} h left" if seconds < math.inf else ""
             parts = "  ".join(f"{name} {value:.3f}" for name, value in named.items())
             of = f"/{max_iters} ({iteration / max_iters:.0%})" if max_iters else ""
             line = f"{iteration}{of}  {parts}  |g| {float(norm):.2f}  {speed:.0f} frames/s{left}"

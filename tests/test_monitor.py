@@ -87,6 +87,18 @@ def test_one_line_tells_progress_speed_and_time_left(tmp_path, capsys, monkeypat
     assert "10/100 (10%)" in said and "nll 1.000" in said and "frames/s" in said and "h left" in said
 
 
+@pytest.mark.parametrize(("max_hours", "told"), [(0.5, "0.50 h left"), (0.0, "frames/s\n")])
+def test_the_time_left_is_that_of_the_hours_where_these_end_first(max_hours, told, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    config = Config()
+    config.train.output_directory, config.train.with_tensorboard = str(tmp_path), False
+    config.train.max_hours = max_hours
+    with Monitor(config) as monitor:
+        for k in range(1, 11):
+            monitor.step(k, 0, {"nll": torch.tensor(1.0)}, torch.tensor(0.5), 1e-3, 90, 100)
+    assert told in capsys.readouterr().err
+
+
 def aligned(teacher_forced, free_running):
     return {"teacher_forced/aligned_share": teacher_forced, "free_running/aligned_share": free_running}
 
