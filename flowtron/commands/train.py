@@ -1,7 +1,10 @@
 """Train from a config; the same command goes on after an interruption."""
 
 import argparse
+import io
 import os
+import sys
+from contextlib import redirect_stderr, redirect_stdout
 
 from flowtron.commands import Outcome
 from flowtron.errors import InputError
@@ -39,5 +42,8 @@ def run(options: argparse.Namespace) -> Outcome:
         os.environ["ACCELERATE_USE_CPU"] = "true"
     from flowtron.train import train
 
-    path = train(config)
+    # What is told on the way is no result, and not told at all in quiet mode; errors are raised.
+    told = io.StringIO() if options.quiet else sys.stderr
+    with redirect_stdout(told), redirect_stderr(told):
+        path = train(config)
     return Outcome(f"saved {path}", {"checkpoint": str(path)})
