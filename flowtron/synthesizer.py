@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from flowtron.audio import AudioSettings, WavWriter
-from flowtron.checkpoint import best_checkpoint, load_model
+from flowtron.checkpoint import DESCRIPTION, VOCODER_DESCRIPTION, best_checkpoint, load_model
 from flowtron.errors import InputError
 from flowtron.inference import (
     DEFAULT_SIGMA,
@@ -51,9 +51,12 @@ def bundled_voices() -> list[str]:
 def locate(path: str | Path) -> Path:
     """Return the folder of a bundled voice by its name, of the best checkpoint of a run, or the path as it is."""
     path = Path(path)
-    if not path.exists() and (VOICES / path / "model.json").is_file():
-        path = VOICES / path
-    return best_checkpoint(path) or path
+    here = best_checkpoint(path) or path
+    # A folder that only has the name, such as the one `make demo` writes to, does not hide the voice.
+    is_taken = here.is_file() or any((here / name).is_file() for name in (DESCRIPTION, VOCODER_DESCRIPTION))
+    if not is_taken and (VOICES / path / DESCRIPTION).is_file():
+        return VOICES / path
+    return here
 
 
 class Synthesizer:

@@ -328,6 +328,7 @@ def test_info_and_export_know_bundled_voices_and_runs_by_name(tmp_path, monkeypa
     save_tiny_voice(tmp_path / "bundled" / "demo")
     save_tiny_voice(tmp_path / "run" / "checkpoints" / "00000005")
     (tmp_path / "run" / "best").write_text("00000005")
+    (tmp_path / "demo").mkdir()  # as `make demo` leaves one
     for name in ("demo", "run"):
         assert run("info", name, "--json") == 0
         assert json.loads(capsys.readouterr().out)["speakers"] == ["ann", "ben"]
