@@ -117,12 +117,26 @@ def build_page(service: Service, downloads: Downloads) -> Any:
         return gr.Dropdown(names, value=names[start % len(names)], label=label, elem_id=f"{key}-voice")
 
     def seed_box(key: str, seed: int = 1234) -> Any:
-        return gr.Number(seed, label="Seed", precision=0, minimum=0, maximum=SEED_LIMIT - 1, elem_id=f"{key}-seed")
+        return gr.Number(
+            seed,
+            label="Seed",
+            info="The same seed gives the same speech again.",
+            precision=0,
+            minimum=0,
+            maximum=SEED_LIMIT - 1,
+            elem_id=f"{key}-seed",
+        )
 
     def sampling(key: str, seed: int = 1234) -> tuple[Any, Any, Any]:
         return (
-            gr.Slider(0, service.limits.sigma, DEFAULT_SIGMA, step=0.001, label="Sigma", elem_id=f"{key}-sigma"),
-            gr.Slider(0.5, 2, 1, step=0.05, label="Rate", elem_id=f"{key}-rate"),
+            gr.Slider(
+                *(0, service.limits.sigma, DEFAULT_SIGMA),
+                step=0.001,
+                label="Sigma",
+                info="More is livelier, too much unclear.",
+                elem_id=f"{key}-sigma",
+            ),
+            gr.Slider(0.5, 2, 1, step=0.05, label="Rate", info="2 is twice as fast.", elem_id=f"{key}-rate"),
             seed_box(key, seed),
         )
 
@@ -199,7 +213,11 @@ def build_page(service: Service, downloads: Downloads) -> Any:
                 asked = [text_box("style"), voice_list("style")]
                 asked.append(
                     gr.Audio(
-                        sources=["upload", "microphone"], type="filepath", label="Reference", elem_id="style-reference"
+                        sources=["upload", "microphone"],
+                        type="filepath",
+                        label="Reference",
+                        buttons=["download"],
+                        elem_id="style-reference",
                     )
                 )
                 asked.append(gr.Textbox(label="What is said in the reference", elem_id="style-transcript"))
@@ -208,7 +226,7 @@ def build_page(service: Service, downloads: Downloads) -> Any:
                         *(0.01, 4, 0.5),
                         step=0.01,
                         label="Lambda",
-                        info="Less is closer to the reference, more to the voice's own way.",
+                        info="Less is closer to the reference.",
                         elem_id="style-lambda",
                     )
                 )
