@@ -1,7 +1,6 @@
 """Look through a filelist and its recordings before training: what to drop, what to look at, and a cleaned list."""
 
 import hashlib
-import multiprocessing
 import os
 import struct
 import unicodedata
@@ -16,7 +15,7 @@ import numpy as np
 import soundfile
 
 from flowtron.audio import MAX_PEAK
-from flowtron.data import is_file
+from flowtron.data import is_file, worker_pool
 from flowtron.errors import InputError
 from flowtron.speech import write_atomically
 from flowtron.text import SYMBOLS, Tokenizer
@@ -359,7 +358,7 @@ def _run(jobs: Sequence[tuple[Path, int]], workers: int | None, progress: Callab
     if n_workers < 2 or len(jobs) <= 4 * CHUNK:
         take(map(_examine, jobs))
         return results
-    with multiprocessing.get_context("spawn").Pool(n_workers) as pool:
+    with worker_pool(n_workers) as pool:
         take(pool.imap(_examine, jobs, chunksize=CHUNK))
     return results
 

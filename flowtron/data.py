@@ -6,12 +6,15 @@ Letters: B batch, T_mel frames, T_text tokens, D mel channels.
 import codecs
 import contextlib
 import difflib
+import multiprocessing
 import random
 import signal
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -430,9 +433,26 @@ class LengthBucketBatchSampler(Sampler[list[tuple[int, int]]]):
 
 
 def leave_signals_to_the_run(worker: int) -> None:
-    """Let a loader's worker, which inherits the run's handlers, leave Ctrl-C to the run and die of SIGTERM."""
+    """Let a worker, which inherits the run's handlers, leave Ctrl-C to the run and die of SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def worker_pool(n_workers: int) -> Iterator[Pool]:
+    """Processes that leave Ctrl-C to this one, which ends them; from their start on, where they inherit signals.
+
+    They are started anew rather than forked: the same on every system, and safe beside threads.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
+    try:
+        pool = multiprocessing.get_context("spawn").Pool(n_workers, leave_signals_to_the_run, (0,))
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGINT, before)
+    with pool:
+        yield pool
 
 
 def make_loader(

@@ -13,10 +13,13 @@ class InputError(ValueError):
 
 
 def exit_code_of(work: Callable[[], object]) -> int:
-    """Do a script's work; return 0, or 2 when a mistake ended it, whose sentence goes to standard error."""
+    """Do a script's work; return 0, 2 after a mistake, whose sentence goes to standard error, 130 when interrupted."""
     try:
         work()
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted.", file=sys.stderr)
+        return 130
     return 0

@@ -6,7 +6,6 @@ Run again with the same output folder, it does only what is missing.
 import csv
 import hashlib
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flowtron.audio import load_librosa, load_wav, save_wav
-from flowtron.data import SpeakerTable
+from flowtron.data import SpeakerTable, worker_pool
 from flowtron.errors import InputError
 from flowtron.speech import write_atomically
 
@@ -324,8 +323,7 @@ def _run(
     if n_workers < 1 or len(jobs) <= CHUNK:
         take(map(prepare_recording, jobs))
         return results
-    # Started anew rather than forked: the same on every system, and safe beside threads.
-    with multiprocessing.get_context("spawn").Pool(n_workers) as pool:
+    with worker_pool(n_workers) as pool:
         take(pool.imap(prepare_recording, jobs, chunksize=CHUNK))
     return results
 

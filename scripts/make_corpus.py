@@ -7,7 +7,6 @@ Run again, it keeps what is there. The same arguments give the same corpus.
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
 import time
@@ -22,6 +21,7 @@ import soundfile
 from corpus_text import sentences, subset
 
 from flowtron.audio import load_librosa, save_wav
+from flowtron.data import worker_pool
 from flowtron.errors import InputError, exit_code_of
 from flowtron.text import Tokenizer
 
@@ -159,7 +159,7 @@ def make_corpus(options: argparse.Namespace) -> dict[str, Any]:
     jobs = [(str(output / name), voice, text, f) for name, (voice, text), f in zip(names, pairs, factors)]
     seconds: list[float] = []
     started = time.monotonic()
-    with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
+    with worker_pool(options.workers) as pool:
         for done in pool.imap(generate, jobs, chunksize=8):
             seconds.append(done)
             if len(seconds) % 500 == 0:

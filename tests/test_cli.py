@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from tiny import SMALL, save_tiny_voice, write_corpus
+from tiny import SMALL, save_tiny_voice, write_corpus, write_wav
 
 import flowtron
 from flowtron.cli import build_parser, main
@@ -189,6 +189,52 @@ def test_a_real_interrupt_ends_the_process_without_a_traceback(seconds):
     output, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert output == b"" and re.fullmatch(rb"flowtron( say)?: interrupted\.\n", error)
+
+
+TELLS_WHEN_WORKERS_START = """
+import sys
+from contextlib import contextmanager
+
+import flowtron.data
+from flowtron.cli import main
+
+start = flowtron.data.worker_pool
+
+
+@contextmanager
+def told(n_workers):
+    with start(n_workers) as pool:
+        print("up", flush=True)
+        yield pool
+
+
+if __name__ == "__main__":
+    flowtron.data.worker_pool = told
+    raise SystemExit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a terminal's Ctrl-C is sent to a group of processes")
+@pytest.mark.parametrize("command", [["prepare", "folder", "rec", "-o", "out"], ["check", "list.txt"]])
+def test_workers_leave_an_interrupt_to_the_command(command, tmp_path):
+    """Also when it comes while they start, which takes them longer than anything else here."""
+    for number in range(200):
+        write_wav(tmp_path / "rec" / f"{number}.wav", 0.3)
+    rows = [f"{number}.wav|Number {number}.|ann\n" for number in range(200)]
+    (tmp_path / "rec/metadata.csv").write_text("".join(rows))
+    (tmp_path / "list.txt").write_text("".join(f"rec/{row}" for row in rows))
+    (tmp_path / "program.py").write_text(TELLS_WHEN_WORKERS_START)
+    process = subprocess.Popen(
+        [sys.executable, "program.py", *command, "--workers", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == b"up\n"
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130 and error.decode() == f"flowtron {command[0]}: interrupted.\n"
 
 
 def test_an_interrupted_training_saves_and_says_where(tmp_path, monkeypatch, capsys):
