@@ -85,6 +85,24 @@ def test_spreads_are_what_they_are_called(experiment):
     assert variation.pooled_spread(np.ones((2, 5)))[0] == 0
 
 
+def test_the_robust_spread_minds_neither_a_few_wild_frames_nor_those_of_other_settings(experiment):
+    variation = experiment[0]("variation")
+    generator = np.random.default_rng(0)
+    movement = np.tile([2.0, -2.0], 20)
+    contour = 100 * 2 ** ((movement + generator.normal(0, 1.5, (60, 40))) / 12)
+    contour[:3] *= 1.6  # three seeds far off
+    contour[:30, 4] = np.nan
+    unvoiced = contour.copy()
+    unvoiced[:30, 9] = np.nan
+    (chosen,) = [variation.surely_voiced([contour, unvoiced[:, :38]])]
+    assert list(np.flatnonzero(~chosen)) == [4, 9, 38, 39]
+    value, low, high = variation.robust_contour_spread([contour], [chosen])
+    assert value == pytest.approx(1.5, rel=0.15) and low < value < high
+    assert variation.contour_spread([variation.semitones(contour)])[0] > 1.2 * value
+    assert variation.common_movement([contour], [chosen]) == pytest.approx(2.0, rel=0.1)
+    assert np.isnan(variation.robust_contour_spread([contour], [chosen & False])[0])
+
+
 def test_octave_errors_are_left_out(experiment):
     variation = experiment[0]("variation")
     f0 = np.array([0.0, 200, 210, 190, 400, 100, 205])
@@ -158,9 +176,28 @@ def test_transfer_chooses_evidence_by_the_true_factors(experiment, folder, monke
     assert code == 0 and [row["style"] for row in result["table"]] == [each.name for each in transfer.STYLES]
     assert float(result["table"][0]["true difference"]) == pytest.approx(1.0)
     assert len(measurements(output)) == 6 * 2 and (output / "shares.png").is_file()
+    assert not any("from the voice by itself" in row for row in result["table"])
     code, result, _ = perform(transfer, *arguments, "--of", "ann")
-    assert code == 0
+    assert code == 0 and all("from the voice by itself" in row for row in result["table"])
     assert perform(transfer, *arguments, "--of", "carl")[0] == 2
+
+
+def test_transfer_from_a_speaker_that_the_voice_never_heard(experiment, folder, tmp_path):
+    load, perform = experiment
+    transfer = load("transfer", ("Hm.",))
+    corpus = tmp_path / "strangers"
+    lines, factors = [], ["path,rate,semitones,gain_db"]
+    for number in range(4):
+        write_wav(corpus / f"{number}.wav", 0.6 - 0.1 * number)
+        lines.append(f"{number}.wav|A tone number {number}.|carl")
+        factors.append(f"{number}.wav,{0.6 / (0.6 - 0.1 * number)},{number},0")
+    (corpus / "train.txt").write_text("\n".join(lines))
+    (corpus / "factors.csv").write_text("\n".join(factors))
+    asked = ["--corpus", corpus, "--speaker", "ben", "--of", "carl", "--evidence", 1, "--seeds", 1]
+    code, result, _ = perform(transfer, *asked, "--styles", "fast", "slow")
+    assert code == 0
+    fast, slow = (float(row["shift"].split()[0]) for row in result["table"])
+    assert fast > 0.1 and slow < -0.1, "tempo is told against the stranger's own usual one"
 
 
 def test_mixtures(experiment, folder, capsys):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tiny import save_tiny_voice
+from tiny import save_tiny_voice, write_wav
 
 from flowtron.checkpoint import load_model, save_model
 from flowtron.config import parse_config
@@ -20,6 +20,7 @@ from flowtron.text import SYMBOLS
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import check_robustness
 import make_recordings
+import make_strangers
 import plot_curves
 import release_voice
 import sigma_table
@@ -115,3 +116,37 @@ def test_robustness_is_judged_along_the_voices_own_path(tmp_path, monkeypatch):
     for mode in check_robustness.MODES:
         check_robustness.speak(voice, "Hello there.", "ann", mode, 0, check_robustness.Count())
     assert set(widths) == {0.5} and len(widths) >= 3
+
+
+def test_strangers_speak_at_the_factors_that_are_written_down(tmp_path, monkeypatch):
+    asked = []
+
+    def run(command, **_):
+        settings = dict(part.split("=") for part in (command[4], command[6]))
+        asked.append((command[2], command[-3], {name: float(value) for name, value in settings.items()}))
+        write_wav(Path(command[-1]), 0.5, rate=16000)
+
+    monkeypatch.setattr(make_strangers.subprocess, "run", run)
+    made = make_strangers.make_strangers(["slt", "awb"], ["It is 3.", "Yes."], 1, tmp_path)
+    assert made == {"slt": 2, "awb": 2} and [voice for voice, *_ in asked] == ["slt", "slt", "awb", "awb"]
+    assert asked[0][1] == "It is three." and asked[1][1] == "Yes."
+    rows = [line.split(",") for line in (tmp_path / "factors.csv").read_text().splitlines()]
+    assert rows[0] == ["path", "rate", "semitones", "gain_db"]
+    lines = (tmp_path / "train.txt").read_text().splitlines()
+    assert lines[0] == "wavs/slt_00000.wav|It is 3.|slt"
+    levels = []
+    for (voice, _, settings), (name, rate, semitones, gain) in zip(asked, rows[1:]):
+        assert settings["duration_stretch"] == pytest.approx(1 / float(rate), abs=1e-3)
+        hz = make_strangers.MEAN_HZ[voice] * 2 ** (float(semitones) / 12)
+        assert settings["int_f0_target_mean"] == pytest.approx(hz, abs=0.1)
+        wav, sample_rate = soundfile.read(tmp_path / name)
+        assert sample_rate == 22050
+        levels.append(10 * np.log10(np.mean(wav**2)) - float(gain))
+    assert np.ptp(levels) < 0.1, "the same tone, but for the gain"
+
+    def missing(command, **_):
+        raise FileNotFoundError("flite")
+
+    monkeypatch.setattr(make_strangers.subprocess, "run", missing)
+    with pytest.raises(InputError, match="apt-get install flite"):
+        make_strangers.make_strangers(["slt"], ["Yes."], 1, tmp_path / "other")

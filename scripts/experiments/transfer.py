@@ -8,6 +8,13 @@ as the one who speaks, and other sentences are spoken from the posterior of thei
 with the same seeds as the baseline, which is the voice by itself. The shift of a style is the mean difference to the
 baseline, over seeds and sentences; its share is that of the true difference between the evidence and the whole corpus.
 p is of a two-sided permutation test that flips the signs of the paired differences.
+
+    python scripts/make_strangers.py --sentences corpus/test.txt --output strangers
+    python scripts/experiments/transfer.py -m MODEL --corpus strangers --of slt --speaker heart -o results/transfer_slt
+
+Evidence can be another's (`--of`), of a speaker that the voice knows or has never heard. Another's recordings differ
+from the one who speaks by more than a style, so that the baseline is then spoken from the posterior of all of theirs,
+and tempo is told against their usual one; how far a style is from the voice by itself is a column of its own.
 """
 
 import csv
@@ -136,23 +143,30 @@ def main() -> None:
     if len(utterances) < 2 * options.evidence:
         raise InputError(f"{options.corpus}: {len(utterances)} recordings of {whose!r} are too few; name another --of.")
     hop = voice.settings.hop_length
-    baseline = speak(voice, options.speaker, options.seeds, None, options.strength)
-    before = [measure(speech, hop) for _, _, speech in baseline]
+    is_another = whose != options.speaker
+    encodings: dict[int, Encoding] = {}
+
+    def evidence_of(numbers: Sequence[int]) -> Evidence:
+        missing = [k for k in numbers if k not in encodings]
+        encodings.update(zip(missing, encode(voice, [utterances[k] for k in missing], options.speaker)))
+        return Evidence.of(voice, [encodings[k] for k in numbers])
+
+    by_itself = speak(voice, options.speaker, options.seeds, None, options.strength)
+    baseline, usual_tempo = by_itself, 1.0
+    if is_another:
+        usual = evidence_of(range(len(utterances)))
+        usual_tempo = usual.tempo
+        baseline = speak(voice, options.speaker, options.seeds, usual._replace(tempo=1.0), options.strength)
+    alone = [measure(speech, hop) for _, _, speech in by_itself]
+    before = [measure(speech, hop) for _, _, speech in baseline] if is_another else alone
     rows, each = [], []
     shares: dict[str, tuple[float, float, float]] = {}
     met: list[bool] = []
-    encodings: dict[int, Encoding] = {}
     styles = [style for style in STYLES if style.name in options.styles]
     for style in styles:
         numbers = chosen(style, utterances, factors, options.evidence)
-        missing = [k for k in numbers if k not in encodings]
-        found = encode(voice, [utterances[k] for k in missing], options.speaker)
-        encodings.update(zip(missing, found))
-        evidence = Evidence.of(voice, [encodings[k] for k in numbers])
-        if whose != options.speaker:
-            # Another's usual tempo is no style: theirs is told against their own.
-            own = encode(voice, [utterances[k] for k in numbers])
-            evidence = evidence._replace(tempo=Evidence.of(voice, own).tempo)
+        evidence = evidence_of(numbers)
+        evidence = evidence._replace(tempo=evidence.tempo / usual_tempo)
         everyone = [factors[u.path.name][style.factor] for u in utterances]
         true = float(np.mean([everyone[k] for k in numbers]) - np.mean(everyone))
         spoken = speak(voice, options.speaker, options.seeds, evidence, options.strength)
@@ -178,6 +192,10 @@ def main() -> None:
                 ),
             }
         )
+        if is_another:
+            rows[-1]["from the voice by itself"] = shown(
+                mean_interval([b[style.factor] - a[style.factor] for a, b in zip(alone, after)])
+            )
         print(rows[-1], flush=True)
         for (text, seed, speech), shift in zip(spoken, shifts):
             each.append({"style": style.name, "text": text, "seed": seed, "shift": round(shift, 4)})

@@ -9,12 +9,16 @@ seeds:
 - of an utterance's length, with durations drawn at the share of sigma that the voice uses, and at the whole of sigma
   (`duration_sigma`);
 - of an utterance's mean F0, and of its F0 contour frame by frame, with the durations held fixed, so that z alone is
-  looked at and frames of different seeds speak the same sound.
+  looked at and frames of different seeds speak the same sound;
+- of the F0 contour in semitones and robustly, as the distance of its quartiles over that of N(0, 1): a few frames that
+  are several semitones off, where a sound becomes voiced, count for much of a variance and for nothing of this. Beside
+  it stands how much the mean contour of all seeds moves, which is what the text and not z says of pitch.
 
 F0 is by probabilistic YIN, in Hz, where voiced; frames more than 9 semitones from their utterance's median are octave
 errors and left out. Loud z makes noise that is called voiced, so that only those frames count that are voiced in the
 model's own most likely speech (sigma 0), where the durations can be held fixed, and else those that at least half of
-the seeds voice.
+the seeds voice. The robust spread takes, where durations are fixed, the frames that at least 80 % of the seeds voice at
+every sigma, so that all rows are of the same frames.
 """
 
 import math
@@ -36,8 +40,10 @@ from flowtron.synthesizer import Synthesizer
 
 VARIANCES = [0.0, 0.5, 1.0]
 DROPOUTS = (0.45, 0.5, 0.55)
-TEXTS = (SENTENCES[0], SENTENCES[2])
+TEXTS = SENTENCES
 OCTAVE_ERROR_SEMITONES = 9.0
+SURELY_VOICED = 0.8  # of the seeds
+QUARTILES_OF_NORMAL = 1.349
 RESAMPLES = 1000
 Interval = tuple[float, float, float]
 
@@ -60,11 +66,11 @@ def clean(f0: np.ndarray) -> np.ndarray:
     return np.where(distance > OCTAVE_ERROR_SEMITONES, np.nan, values)
 
 
-def bootstrap(n_seeds: int, statistic: Callable[[np.ndarray], float]) -> Interval:
+def bootstrap(n_seeds: int, statistic: Callable[[np.ndarray], float], of_variance: bool = True) -> Interval:
     """A statistic of the seeds' numbers (n,), with its 95 % interval over draws of seeds."""
     generator = np.random.default_rng(0)
-    # A draw has fewer different seeds and spreads less; the factor makes up for it on average.
-    factor = math.sqrt(n_seeds / (n_seeds - 1))
+    # A draw has fewer different seeds and their variance is less; the factor makes up for it on average.
+    factor = math.sqrt(n_seeds / (n_seeds - 1)) if of_variance else 1.0
     draws = [factor * statistic(generator.integers(0, n_seeds, n_seeds)) for _ in range(RESAMPLES)]
     low, high = np.nanpercentile(draws, [2.5, 97.5])
     return statistic(np.arange(n_seeds)), float(low), float(high)
@@ -93,6 +99,41 @@ def contour_spread(contours: Sequence[np.ndarray]) -> Interval:
         return float(np.sqrt(np.mean(spreads))) if spreads else float("nan")
 
     return bootstrap(len(contours[0]), statistic)
+
+
+def semitones(f0: np.ndarray) -> np.ndarray:
+    """F0 in semitones above 100 Hz."""
+    return 12 * np.log2(f0 / 100)
+
+
+def surely_voiced(settings: Sequence[np.ndarray]) -> np.ndarray:
+    """Frames (T,) that most of the seeds voice in all of some settings' contours (seeds, T) of a sentence."""
+    longest = max(contour.shape[1] for contour in settings)
+    shares = [np.pad(np.isfinite(contour).mean(0), (0, longest - contour.shape[1])) for contour in settings]
+    return np.min(shares, 0) >= SURELY_VOICED
+
+
+def robust_contour_spread(contours: Sequence[np.ndarray], chosen: Sequence[np.ndarray]) -> Interval:
+    """Distance of the quartiles over seeds, in semitones over that of N(0, 1): the mean over frames and sentences.
+
+    Args:
+        contours: (seeds, T) in Hz of each sentence.
+        chosen: its frames (T,) that count.
+    """
+    pitches = [semitones(contour[:, where[: contour.shape[1]]]) for contour, where in zip(contours, chosen)]
+    pitches = [pitch for pitch in pitches if pitch.size]
+
+    def statistic(seeds: np.ndarray) -> float:
+        quartiles = [np.nanpercentile(pitch[seeds], [25, 75], axis=0) for pitch in pitches]
+        return float(np.mean([np.nanmean(high - low) for low, high in quartiles]) / QUARTILES_OF_NORMAL)
+
+    return bootstrap(len(contours[0]), statistic, of_variance=False) if pitches else (math.nan,) * 3
+
+
+def common_movement(contours: Sequence[np.ndarray], chosen: Sequence[np.ndarray]) -> float:
+    """Standard deviation over time, in semitones, of the mean contour of all seeds, pooled over sentences."""
+    means = [np.nanmean(semitones(c[:, where[: c.shape[1]]]), 0) for c, where in zip(contours, chosen)]
+    return float(np.sqrt(np.mean([np.nanvar(mean) for mean in means if mean.size])))
 
 
 def lengths(voice: Synthesizer, text: str, speaker: str | None, options: SamplingOptions, seeds: int) -> list[float]:
@@ -137,8 +178,10 @@ def main() -> None:
     if options.tacotron2:
         baseline = Synthesizer.load(options.tacotron2, **({"vocoder": options.vocoder} if options.vocoder else {}))
         settings += [Setting("Tacotron 2", f"dropout {p:g}", baseline, {"prenet_dropout": p}) for p in DROPOUTS]
-    rows, each = [], []
+    rows: list[dict[str, Any]] = []
+    each: list[dict[str, Any]] = []
     spreads: dict[tuple[str, str], dict[str, Interval]] = {}
+    measured_contours: dict[tuple[str, str], list[np.ndarray]] = {}
     figure = Figure(figsize=(4 * len(settings), 4), layout="constrained")
     for axes, setting in zip(figure.subplots(1, len(settings)), settings):
         contours, seconds, whole = [], [], []
@@ -177,6 +220,7 @@ def main() -> None:
             "contour": contour_spread(contours),
         }
         spreads[setting.model, setting.setting] = found
+        measured_contours[setting.model, setting.setting] = contours
         voiced = float(np.mean([np.isfinite(c).mean() for c in contours]))
         rows.append(
             {
@@ -193,12 +237,22 @@ def main() -> None:
         )
         print(rows[-1], flush=True)
     figure.savefig(options.output / "contours.png", dpi=100)
+    for row in rows:
+        key = row["model"], row["setting"]
+        contours = measured_contours[key]
+        is_fixed = row["model"] == "Flowtron" and voice.flowtron.duration_predictor is not None
+        same = [c for (name, _), c in measured_contours.items() if name == "Flowtron"] if is_fixed else [contours]
+        chosen = [surely_voiced([each_setting[number] for each_setting in same]) for number in range(len(TEXTS))]
+        spreads[key]["robust"] = robust_contour_spread(contours, chosen)
+        row["robust spread of the F0 contour, semitones"] = shown(spreads[key]["robust"])
+        row["movement of the mean contour, semitones"] = f"{common_movement(contours, chosen):.2f}"
     checks: dict[str, object] = {}
     names = {
         "seconds": "length",
         "whole": "length, durations at the whole",
         "pitch": "mean F0",
         "contour": "F0 contour",
+        "robust": "F0 contour, robust",
     }
     for key, name in names.items():
         path = [spreads["Flowtron", f"sigma² {v:g}"][key] for v in options.variances]
