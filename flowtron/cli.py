@@ -17,6 +17,9 @@ from flowtron import __version__
 from flowtron.commands import COMMANDS, Outcome, add_common_options
 from flowtron.errors import InputError
 
+# What a file or its name holds must not steer the terminal.
+ESCAPED = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all subcommands."""
@@ -44,7 +47,7 @@ def _report(outcome: Outcome, options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(_plain(outcome.values), allow_nan=False))
     elif not options.quiet and outcome.text:
-        print(outcome.text)
+        print(outcome.text.translate(ESCAPED))
     sys.stdout.flush()
     return outcome.code
 
@@ -63,7 +66,7 @@ def _fail(sentence: str, code: int, options: argparse.Namespace) -> int:
         traceback.print_exc()
     if options.json:
         print(json.dumps({"error": sentence}))
-    print(f"flowtron {options.command}: {sentence}", file=sys.stderr)
+    print(f"flowtron {options.command}: {sentence}".translate(ESCAPED), file=sys.stderr)
     return code
 
 
@@ -86,7 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = warnings.showwarning
     # A person wants the sentence of a warning, not the line of code it came from.
     if not options.debug:
-        warnings.showwarning = lambda message, *_: None if options.quiet else print(f"note: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_: (
+            None if options.quiet else print(f"note: {message}".translate(ESCAPED), file=sys.stderr)
+        )
     try:
         return _report(options.run(options), options)
     except InputError as error:

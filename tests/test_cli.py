@@ -362,6 +362,15 @@ def test_notes_about_the_text_are_sentences(voice, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_file_does_not_steer_the_terminal(tmp_path, capsys):
+    (tmp_path / "list.txt").write_text("a\x1b[31m.wav|Hello \x1b]0;title\x07there.|ann\n")
+    assert run("check", "list.txt") == 0
+    assert run("info", "a\x1b[31m\x9b") == 2
+    output, error = capsys.readouterr()
+    assert "a\\x1b[31m.wav: no such file" in output and "a\\x1b[31m\\x9b" in error
+    assert not set("\x1b\x07\x9b") & set(output + error)
+
+
 def test_info_in_words_and_in_json(voice, capsys):
     assert run("info", voice) == 0
     assert "ann, ben" in capsys.readouterr().out
