@@ -148,6 +148,11 @@ def test_narrow_weights_speak_nearly_the_same(voice, dtype):
     assert 0 < distance.mean() < 0.05
 
 
+def test_int8_spares_the_step_that_runs_first():
+    first, later = ([m.dtype for m in step.matrices] for step in reversed(random_model().pack(torch.int8)))
+    assert torch.int8 not in first and torch.int8 in later
+
+
 def test_lists_streams_and_files_sound_like_the_text_alone(voice, tmp_path):
     text = "One two three. [pause 0.2s] Four five.\n\nA new paragraph."
     whole = voice(text, speaker="bob", attempts=1)

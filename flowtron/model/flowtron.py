@@ -209,10 +209,15 @@ class Flowtron(nn.Module):
     def pack(self, dtype: torch.dtype = torch.float32) -> list[StepWeights]:
         """Lay out the steps' weights for the compiled loop over frames, once for any number of calls of `inverse`.
 
+        In int8 the step that runs first, of several, stays bfloat16.
+
         Raises:
             ValueError: a step is location-sensitive, or its hidden channels are no multiple of 8.
         """
-        return [StepWeights.from_conditioner(flow.conditioner, dtype) for flow in self.flows]
+        # The steps that run later make more of what the first one rounds than of their own.
+        first = torch.bfloat16 if dtype == torch.int8 and len(self.flows) > 1 else dtype
+        dtypes = [*[dtype] * (len(self.flows) - 1), first]
+        return [StepWeights.from_conditioner(flow.conditioner, each) for flow, each in zip(self.flows, dtypes)]
 
 
 def build_model(config: ModelConfig) -> Flowtron:
