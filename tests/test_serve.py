@@ -1,9 +1,11 @@
 """The server: its API by plain HTTP and by OpenAI's client, and its page in a real browser."""
 
+import asyncio
 import base64
 import contextlib
 import io
 import json
+import logging
 import os
 import shutil
 import socket
@@ -17,7 +19,7 @@ import soundfile
 from tiny import save_tiny_voice, write_wav
 
 from flowtron.cli import main
-from flowtron.commands.serve import listen
+from flowtron.commands.serve import is_fault, listen
 from flowtron.errors import InputError
 from flowtron.service import BusyError, Limits, Service
 from flowtron.synthesizer import Synthesizer
@@ -449,6 +451,13 @@ def test_the_command_tells_a_script_where_it_listens(host, tmp_path, monkeypatch
     told = json.loads(capsys.readouterr().out.splitlines()[0])
     shown = f"[{host}]" if ":" in host else host
     assert told == {"url": f"http://{shown}:{asked['port']}", "voices": ["ann", "ben"]}
+
+
+def test_requests_cut_off_by_the_end_of_the_server_are_no_faults():
+    def record(error):
+        return logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, "", None, (type(error), error, None))
+
+    assert is_fault(record(ValueError())) and not is_fault(record(asyncio.CancelledError()))
 
 
 @pytest.mark.parametrize("option", ["--max-text", "--max-upload", "--max-queue"])

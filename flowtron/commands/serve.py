@@ -1,7 +1,9 @@
 """Serve a web page to speak with, and an HTTP API that OpenAI's clients understand."""
 
 import argparse
+import asyncio
 import json
+import logging
 import os
 import socket
 from pathlib import Path
@@ -65,8 +67,14 @@ def run(options: argparse.Namespace) -> Outcome:
     elif not options.quiet:
         print(f"{address} speaks as {', '.join(service.choices)}; its API: /docs; end with Ctrl-C", flush=True)
     server = uvicorn.Server(uvicorn.Config(build_app(service), log_level="warning", timeout_graceful_shutdown=5))
+    logging.getLogger("uvicorn.error").addFilter(is_fault)
     server.run(sockets=[listener])
     return Outcome("")
+
+
+def is_fault(record: logging.LogRecord) -> bool:
+    """Whether a record of the server's log is to be told: not a request that was cut off because the server ends."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def listen(host: str, port: int) -> socket.socket:
