@@ -11,7 +11,6 @@ import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Literal
 
-import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from flowtron import __version__
-from flowtron.audio import load_librosa
+from flowtron.audio import resampled
 from flowtron.encode import FORMATS, encode
 from flowtron.errors import InputError
 from flowtron.service import BusyError, Service, describe
@@ -189,7 +188,7 @@ def build_api(service: Service) -> FastAPI:
             spoken = service.speak(asked.input, stand_in(service, name), rate=asked.speed)
             wav, rate = spoken.wav, spoken.sample_rate
             if asked.response_format == "pcm" and rate != OPENAI_PCM_RATE:
-                wav, rate = _resampled(wav, rate), OPENAI_PCM_RATE
+                wav, rate = resampled(wav, rate, OPENAI_PCM_RATE), OPENAI_PCM_RATE
             return Response(encode(wav, rate, asked.response_format), media_type=FORMATS[asked.response_format][2])
 
         return answer(work)
@@ -230,10 +229,6 @@ def stand_in(service: Service, name: str) -> str:
     if name in service.choices or name not in OPENAI_VOICES:
         return name
     return list(service.choices)[OPENAI_VOICES.index(name) % len(service.choices)]
-
-
-def _resampled(wav: np.ndarray, rate: int) -> np.ndarray:
-    return load_librosa().resample(np.asarray(wav, dtype=np.float32), orig_sr=rate, target_sr=OPENAI_PCM_RATE)
 
 
 def _sentence(problem: RequestValidationError) -> str:

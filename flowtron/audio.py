@@ -25,6 +25,7 @@ from flowtron.kernels.build import cache_folder
 LOG_FLOOR = 1e-5  # magnitudes below it are silence
 # Floating samples a little beyond 1 come from resampling and are clipped; far beyond it they are of another scale.
 MAX_PEAK = 4.0
+MARGIN_SECONDS = 0.05  # of silence that is kept at either end of a corpus' recordings
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,19 @@ def load_librosa() -> Any:
         for module in ("librosa.util.utils", "librosa.core.audio", "librosa.core.pitch"):
             import_module(module)
     return librosa
+
+
+def resampled(wav: np.ndarray, sample_rate: int, wanted_rate: int) -> np.ndarray:
+    """Return wav (T_samples,) at another rate in Hz, as float32."""
+    wav = np.asarray(wav, dtype=np.float32)
+    result: np.ndarray = load_librosa().resample(wav, orig_sr=sample_rate, target_sr=wanted_rate, res_type="soxr_hq")
+    return result
+
+
+def trim_silence(wav: np.ndarray, top_db: float, margin: int = 0) -> np.ndarray:
+    """Return wav (T_samples,) without what is `top_db` below its loudest at its ends, but for `margin` samples."""
+    _, (start, end) = load_librosa().effects.trim(wav, top_db=top_db, frame_length=1024, hop_length=256)
+    return wav[max(0, start - margin) : end + margin]
 
 
 @lru_cache(maxsize=8)
@@ -182,9 +196,9 @@ def load_wav(
             raise InputError(
                 f"{path}: sample rate is {rate} Hz, expected {sample_rate} Hz; convert it or set data_config.resample."
             )
-        mono = load_librosa().resample(mono, orig_sr=rate, target_sr=sample_rate, res_type="soxr_hq")
+        mono = resampled(mono, rate, sample_rate)
     if trim_db is not None:
-        mono = load_librosa().effects.trim(mono, top_db=trim_db, frame_length=1024, hop_length=256)[0]
+        mono = trim_silence(mono, trim_db)
     return torch.from_numpy(np.ascontiguousarray(mono, dtype=np.float32).clip(-1, 1))
 
 

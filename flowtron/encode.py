@@ -9,7 +9,7 @@ import struct
 import numpy as np
 import soundfile
 
-from flowtron.audio import load_librosa
+from flowtron.audio import resampled
 from flowtron.errors import InputError
 
 # soundfile's format and subtype, and the media type. pcm is bare samples: 16 bit, mono, little-endian.
@@ -43,7 +43,7 @@ def encode(wav: np.ndarray, sample_rate: int, format: str) -> bytes:
         raise InputError(f"this machine's libsndfile writes no {format}; choose another format, such as wav.")
     if format == "opus" and sample_rate not in OPUS_RATES:
         rate = next(rate for rate in (*OPUS_RATES, OPUS_RATES[-1]) if rate >= min(sample_rate, OPUS_RATES[-1]))
-        wav = load_librosa().resample(np.asarray(wav, dtype=np.float32), orig_sr=sample_rate, target_sr=rate)
+        wav = resampled(wav, sample_rate, rate)
         sample_rate = rate
     file = io.BytesIO()
     samples = np.asarray(wav, dtype=np.float32).clip(-1, 1)

@@ -12,6 +12,11 @@ class InputError(ValueError):
     """
 
 
+def remedy(extra: str) -> str:
+    """What to do where a package of an extra of setup.py is missing, as part of a sentence."""
+    return f"run pip install -e '.[{extra}]' in the clone"
+
+
 def exit_code_of(work: Callable[[], object]) -> int:
     """Do a script's work; return 0, 2 after a mistake, whose sentence goes to standard error, 130 when interrupted."""
     try:

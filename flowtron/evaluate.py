@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from flowtron.audio import AudioSettings, load_librosa, load_wav, log_mel
+from flowtron.audio import AudioSettings, load_librosa, load_wav, log_mel, resampled
 from flowtron.data import Utterance
-from flowtron.errors import InputError
+from flowtron.errors import InputError, remedy
 from flowtron.speech import Speech, write_atomically
 from flowtron.synthesizer import Synthesizer
 
@@ -34,7 +34,7 @@ def require(module: str) -> Any:
     try:
         return __import__(module, fromlist=["_"])
     except ImportError:
-        raise InputError(f"evaluation needs the package {module}; run pip install -e '.[eval]' in the clone.") from None
+        raise InputError(f"evaluation needs the package {module}; {remedy('eval')}.") from None
 
 
 def packaged_whisper(cache: Path | None = None) -> Path:
@@ -63,7 +63,7 @@ def _whisper(path: str, threads: int) -> Any:
 
 def listening_copy(wav: np.ndarray, sample_rate: int) -> np.ndarray:
     """Return wav (T_samples,) at 16 kHz, for the measuring models."""
-    return load_librosa().resample(np.asarray(wav, dtype=np.float32), orig_sr=sample_rate, target_sr=LISTENING_RATE)
+    return resampled(wav, sample_rate, LISTENING_RATE)
 
 
 def transcribe(wav: np.ndarray, sample_rate: int, model: str | Path | None = None, threads: int = 2) -> str:

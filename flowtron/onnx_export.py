@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flowtron.checkpoint import load_model
-from flowtron.errors import InputError
+from flowtron.errors import InputError, remedy
 from flowtron.inference import DEFAULT_SIGMA, DURATION_SHARE
 from flowtron.model.encoder import ConvEncoder
 from flowtron.model.flow import AffineFlow, Conditioner, TimeReversed
@@ -239,7 +239,7 @@ def export_onnx(source: str | Path, target: str | Path) -> Path:
     try:
         import onnx  # noqa: F401
     except ImportError:
-        raise InputError("export to ONNX needs the package onnx; run pip install -e '.[onnx]' in the clone.") from None
+        raise InputError(f"export to ONNX needs the package onnx; {remedy('onnx')}.") from None
     loaded = load_model(source)
     model, folder = loaded.model.eval(), Path(target)
     if not isinstance(model, Flowtron):

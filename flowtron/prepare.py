@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flowtron.audio import load_librosa, load_wav, save_wav
+from flowtron.audio import MARGIN_SECONDS, load_wav, save_wav, trim_silence
 from flowtron.data import SpeakerTable, worker_pool
 from flowtron.errors import InputError
 from flowtron.speech import write_atomically
@@ -22,7 +22,6 @@ from flowtron.speech import write_atomically
 SPLITS = Path(__file__).parent / "splits"
 SOUNDS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif")
 PARTS = ("train", "val", "test")
-MARGIN_SECONDS = 0.05  # of silence that is kept at either end when it is trimmed
 SHORTEST_SECONDS = 0.1
 # LibriTTS as Flowtron's authors used it (train-clean-100): their lists are of such recordings and speakers.
 LIBRITTS_LONGEST_SECONDS = 10.0
@@ -230,10 +229,7 @@ def prepare_recording(job: tuple[Source, Path, Settings]) -> float | str:
     try:
         wav = load_wav(source.path, settings.sample_rate, resample=True).numpy()
         if settings.trim_db is not None:
-            trim = load_librosa().effects.trim
-            _, (start, end) = trim(wav, top_db=settings.trim_db, frame_length=1024, hop_length=256)
-            margin = round(MARGIN_SECONDS * settings.sample_rate)
-            wav = wav[max(0, start - margin) : end + margin]
+            wav = trim_silence(wav, settings.trim_db, round(MARGIN_SECONDS * settings.sample_rate))
         if len(wav) < SHORTEST_SECONDS * settings.sample_rate or np.abs(wav).max() < 1e-4:
             return "no sound in it"
         target.parent.mkdir(parents=True, exist_ok=True)

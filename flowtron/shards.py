@@ -29,7 +29,7 @@ from flowtron.data import (
     leave_signals_to_the_run,
     require_even,
 )
-from flowtron.errors import InputError
+from flowtron.errors import InputError, remedy
 from flowtron.tensorfile import read_json, replaced_file
 from flowtron.text import Tokenizer
 
@@ -40,7 +40,7 @@ def _webdataset() -> Any:
     try:
         import webdataset
     except ImportError:
-        raise InputError("shards need the package webdataset; run pip install -e '.[shards]' in the clone.") from None
+        raise InputError(f"shards need the package webdataset; {remedy('shards')}.") from None
     return webdataset
 
 

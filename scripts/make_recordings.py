@@ -19,7 +19,7 @@ from corpus_text import subset
 from make_corpus import SAMPLE_RATE, finish, write
 
 from flowtron.audio import save_wav
-from flowtron.errors import InputError, exit_code_of
+from flowtron.errors import InputError, exit_code_of, remedy
 
 PACKAGES = ("asterisk-core-sounds-en-g722", "asterisk-core-sounds-en")
 SPEAKER = "allison"
@@ -61,7 +61,7 @@ def decode(path: Path) -> tuple[np.ndarray, int]:
     try:
         import av
     except ImportError:
-        raise InputError("decoding G.722 needs the package av; run pip install -e '.[eval]' in the clone.") from None
+        raise InputError(f"decoding G.722 needs the package av; {remedy('eval')}.") from None
     with av.open(str(path), format="g722") as container:
         frames = [frame.to_ndarray()[0] for frame in container.decode(audio=0)]
         return np.concatenate(frames).astype(np.float32) / 32768, container.streams.audio[0].rate

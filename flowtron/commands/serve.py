@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 
 from flowtron.commands import Outcome, add_device_option, load_voice
-from flowtron.errors import InputError
+from flowtron.errors import InputError, remedy
 
 EXAMPLES = """\
 flowtron serve
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> Outcome:
         import gradio  # noqa: F401
         import uvicorn
     except ImportError as error:
-        raise InputError(f"serving needs the package {error.name}; run pip install -e '.[app]' in the clone.") from None
+        raise InputError(f"serving needs the package {error.name}; {remedy('app')}.") from None
     from flowtron.app import build_app
     from flowtron.service import Limits, Service
     from flowtron.synthesizer import bundled_voices
