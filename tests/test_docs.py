@@ -64,7 +64,8 @@ def do(words):
     elif words[0] == "flowtron":
         assert main(words[1:]) == 0, words
     elif words[0] == "make":
-        recipe = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        command = ["make", "--no-print-directory", "-n", *words[1:]]  # under `make test` it would tell where it is
+        recipe = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         run_as_program(shlex.split(recipe.splitlines()[-1])[1:])
     elif words[:2] == ["python", "scripts/make_corpus.py"]:
         make_corpus(words[2:])
