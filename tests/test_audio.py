@@ -269,7 +269,7 @@ def test_librosa_is_imported_by_one_process_at_a_time(monkeypatch, tmp_path):
 
     def import_module(name):
         with pytest.raises(filelock.Timeout):
-            filelock.FileLock(next(tmp_path.rglob("librosa.lock")), timeout=0, is_singleton=False).acquire()
+            filelock.FileLock(next(tmp_path.rglob("librosa.lock")), timeout=0).acquire()
         seen.append(name)
 
     monkeypatch.setattr(audio, "import_module", import_module)
