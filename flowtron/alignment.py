@@ -41,6 +41,14 @@ class AlignmentReport:
         return self.skips + self.repeats + self.starts_late + self.ends_early
 
     @property
+    def complaint(self) -> str:
+        """What is wrong, in words; empty where the attention is complete."""
+        counted = [(self.skips, "skip"), (self.repeats, "repeat")]
+        parts = [f"{number} {what}{'s' * (number > 1)}" for number, what in counted if number]
+        parts += ["the start is missing"] * self.starts_late + ["the end is missing"] * self.ends_early
+        return ", ".join(parts)
+
+    @property
     def score(self) -> float:
         """One number from 0 to 1: the coverage, halved by every fault."""
         return self.coverage * 0.5**self.faults

@@ -13,7 +13,6 @@ from typing import Any
 
 import librosa
 import numpy as np
-import scipy.signal
 import soundfile
 import torch
 from filelock import FileLock
@@ -98,7 +97,7 @@ def windowed_fourier(settings: AudioSettings) -> Tensor:
     fourier = np.fft.fft(np.eye(settings.n_fft))[:n_bins]
     window = np.zeros(settings.n_fft, dtype=np.float32)
     start = (settings.n_fft - settings.win_length) // 2
-    window[start : start + settings.win_length] = scipy.signal.get_window("hann", settings.win_length, fftbins=True)
+    window[start : start + settings.win_length] = torch.hann_window(settings.win_length, dtype=torch.float64).numpy()
     basis = np.concatenate([fourier.real, fourier.imag]).astype(np.float32) * window
     return torch.from_numpy(basis.T.astype(np.float64).copy())
 

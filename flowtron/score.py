@@ -276,6 +276,8 @@ def table(scores: Sequence[Score], problems: Sequence[str] = (), n_rows: int = 2
     lines.append(
         f"{len(scores)} recordings, {mean:.3f} nats per dimension: {wrong} with a wrong transcript, {damaged} damaged"
     )
+    if 2 * wrong > len(scores):
+        lines.append("most transcripts look wrong to this model: it may not know the language or be untrained")
     return "\n".join([*lines, *(f"not scored: {problem}" for problem in problems)])
 
 

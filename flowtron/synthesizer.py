@@ -414,7 +414,7 @@ class Synthesizer:
         symbols = self.tokenizer.symbols
         notes = [f"no symbol for {character!r}, left out" for character in tokenized.unknown]
         if not result.alignment.is_complete:
-            notes.append(f"the attention failed its check: {result.alignment}")
+            notes.append(f"the attention failed its check ({result.alignment.complaint}); listen, or try another seed")
         return Speech(
             part.text,
             self.speakers[speaker_id] if speaker_id < len(self.speakers) else str(speaker_id),

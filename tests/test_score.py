@@ -3,6 +3,7 @@
 import copy
 import csv
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -195,6 +196,14 @@ def test_what_cannot_be_scored_is_named(voice, corpus, tmp_path):
     assert "not scored: " in table(scores, problems)
     with pytest.raises(InputError, match="no recording can be scored"):
         score_corpus(voice, bad)
+
+
+def test_a_model_that_doubts_most_transcripts_is_doubted(voice, corpus):
+    scores, _ = score_corpus(voice, corpus[0][:6])
+    doubted = [replace(score, transcript_doubt=1.0, damage=0.0) for score in scores]
+    says = "most transcripts look wrong"
+    assert says in table([*doubted[:4], *scores[4:]])
+    assert says not in table([*doubted[:1], *(replace(score, transcript_doubt=0.0) for score in scores[1:])])
 
 
 def test_the_command_ranks_and_writes(voice, corpus, tmp_path, capsys):

@@ -211,7 +211,7 @@ def test_a_second_draw_is_tried_and_the_better_kept(voice, monkeypatch):
     monkeypatch.setattr("flowtron.synthesizer.synthesize_mels", judged)
     speech = voice("One two.", seed=5, attempts=3)
     assert drawn == [5, 6, 7] and speech.seed == 6 and speech.alignment.skips == 1
-    assert "failed its check" in speech.notes[0]
+    assert "failed its check (1 skip)" in speech.notes[0]
 
 
 def test_no_attempt_at_all_is_refused(voice):
@@ -302,3 +302,5 @@ def test_score_falls_with_every_fault():
     assert good.is_complete and good.score == 1.0
     assert cut.ends_early and cut.score <= 0.5 * cut.coverage < good.score
     assert repeated.repeats == 1 and repeated.score == 0.5
+    assert (good.complaint, repeated.complaint) == ("", "1 repeat")
+    assert cut.complaint.endswith("the end is missing")
