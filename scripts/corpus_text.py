@@ -124,9 +124,9 @@ def _digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def subset(sentence: str) -> str:
+def subset(sentence: str, test_percent: float = TEST_PERCENT) -> str:
     """Return 'test', 'val' or 'train', from the sentence alone, so that no corpus ever trains on a test sentence."""
     percent = _digest(sentence) % 10_000 / 100
-    if percent < TEST_PERCENT:
+    if percent < test_percent:
         return "test"
-    return "val" if percent < TEST_PERCENT + VALIDATION_PERCENT else "train"
+    return "val" if percent < test_percent + VALIDATION_PERCENT else "train"

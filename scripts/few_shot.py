@@ -4,7 +4,8 @@
     python scripts/few_shot.py --recordings recordings --output runs/few_shot
 
 The new speaker starts at the mean of the voice's speakers. Prints the speaker similarity and the word
-error rate before and after, on recordings held out from the training.
+error rate before and after, on recordings held out from the training, beside those of the recordings themselves and of
+their copy synthesis by the same vocoder.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from flowtron.synthesizer import VOICES, Synthesizer, bundled_voices
 from flowtron.train import train
 
 MEASURES = ("speaker_similarity", "wer", "cer", "dnsmos", "alignment_failures", "sentences")
+OF_RECORDINGS = tuple(f"{measure}_{what}" for what in ("source", "copy") for measure in ("wer", "cer", "dnsmos"))
 
 
 def recipe(voice: Path, recordings: Path, output: Path, iterations: int) -> Config:
@@ -32,7 +34,7 @@ def recipe(voice: Path, recordings: Path, output: Path, iterations: int) -> Conf
         "output_directory": str(output),
         "warmstart_checkpoint_path": str(voice),
         "max_iters": iterations,
-        "learning_rate": 3e-4,
+        "learning_rate": 1e-4,
         "lr_warmup_iters": 20,
         "ema_decay": 0.98,
         "iters_per_checkpoint": iterations,
@@ -50,8 +52,8 @@ def recipe(voice: Path, recordings: Path, output: Path, iterations: int) -> Conf
 def judge(voice: Synthesizer, references: list[Utterance]) -> dict[str, float]:
     """Speak the texts of recordings as the voice's first speaker and measure how near that comes to them."""
     as_first = [Utterance(u.path, u.text, voice.speakers[0]) for u in references]
-    summary, _ = evaluate(voice, as_first, with_references=False)
-    return {name: summary["all"][name] for name in MEASURES}
+    summary, _ = evaluate(voice, as_first)
+    return {name: summary["all"][name] for name in (*MEASURES, *OF_RECORDINGS)}
 
 
 def main() -> int:

@@ -23,6 +23,7 @@ from flowtron.errors import InputError, exit_code_of, remedy
 
 PACKAGES = ("asterisk-core-sounds-en-g722", "asterisk-core-sounds-en")
 SPEAKER = "allison"
+TEST_PERCENT = 12  # prompts are short: fewer would be too few words to count errors of
 NEUTRAL = {"rate": 1.0, "semitones": 0.0, "gain_db": 0.0}
 
 
@@ -84,7 +85,7 @@ def make_recordings(output: Path) -> dict[str, float]:
             save_wav(output / name, wav, SAMPLE_RATE)
             rows.append((name, texts[path.stem]))
             seconds += len(wav) / SAMPLE_RATE
-    parts = {part: [row for row in rows if subset(row[1]) == part] for part in ("train", "val", "test")}
+    parts = {part: [row for row in rows if subset(row[1], TEST_PERCENT) == part] for part in ("train", "val", "test")}
     for part, chosen in parts.items():
         write(output / f"{part}.txt", [f"{name}|{text}|{SPEAKER}" for name, text in chosen])
     return {part: len(chosen) for part, chosen in parts.items()} | {"minutes": round(seconds / 60, 1)}
