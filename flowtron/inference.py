@@ -17,17 +17,20 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from flowtron.alignment import AlignmentReport, alignment_report
 from flowtron.errors import InputError, exit_code_of
 from flowtron.kernels.step import is_available
 from flowtron.kernels.step_weights import LANES, StepWeights
+from flowtron.loss import alignment_nats
 from flowtron.model import AcousticModel, Flowtron, FlowtronSample, Tacotron2
 from flowtron.model.aligner import monotonic_durations, path_prior
 from flowtron.model.attention import AttentionWindow
 from flowtron.model.flow import AffineFlow, TimeReversed, reverse_frames
 from flowtron.model.prior import Mixture, sample_mixture
 from flowtron.model.tacotron2 import PRENET_DROPOUT
+from flowtron.objective import beta_binomial_priors
 
 NOISE_BLOCK_FRAMES = 64
 WINDOW = AttentionWindow()
@@ -55,7 +58,8 @@ class SamplingOptions:
     that ends an utterance. guided: keep the attention near the path of predicted durations or, for a model that has
     none, in a monotonic window; False is the original's behaviour. max_frames: limit where durations do not set the
     length; None estimates it from the text. path_width: softness of the path in frames. window: of models without
-    durations. prenet_dropout: of a Tacotron 2, in place of sigma, which it has not.
+    durations. prenet_dropout: of a Tacotron 2, in place of sigma, which it has not. draws: of which the one with the
+    fewest faults of attention is kept, and among those alike the one whose text the model's own aligner reads best.
     """
 
     sigma: float = DEFAULT_SIGMA
@@ -68,6 +72,7 @@ class SamplingOptions:
     path_width: float = 3.0
     window: AttentionWindow = WINDOW
     prenet_dropout: float = PRENET_DROPOUT
+    draws: int = 1
 
     def __post_init__(self) -> None:
         """Refuse values that no speech comes of.
@@ -91,6 +96,8 @@ class SamplingOptions:
             raise InputError(f"gate_threshold is {self.gate_threshold}, but it is a probability; give 0.5 or the like.")
         if self.max_frames is not None and self.max_frames < 1:
             raise InputError(f"max_frames is {self.max_frames}, but speech has at least one frame; give more.")
+        if self.draws < 1:
+            raise InputError(f"draws is {self.draws}, but speech takes at least one; give 1 or more, for example 4.")
 
 
 class Synthesized(NamedTuple):
@@ -103,6 +110,9 @@ class Synthesized(NamedTuple):
     z: Tensor
     alignment: AlignmentReport
 
+
+# Between the seeds of an utterance's draws, far from those of its attempts.
+DRAW_STRIDE = 7919
 
 # A generous estimate, for models without durations: frames that a token may take at 22.05 kHz and hop 256.
 FRAMES_PER_TOKEN = 12
@@ -265,6 +275,8 @@ def synthesize_mels(
     Raises:
         InputError: a Tacotron 2 is given what only a Flowtron takes.
     """
+    if options.draws > 1 and z is None and attention is None:
+        return _best_of_draws(model, utterances, options, weights, durations)
     if isinstance(model, Tacotron2):
         if z is not None or attention is not None or durations is not None or options.rate != 1.0:
             raise InputError("a Tacotron 2 takes no z, attention, durations or rate; name a Flowtron's checkpoint.")
@@ -371,6 +383,47 @@ def _latent(
 def fitted(z: Tensor, n_frames: int) -> Tensor:
     """Cut z (D, T_mel) to a number of frames, or repeat it, as the paper does with evidence of a style."""
     return z.repeat(1, -(-n_frames // z.shape[1]))[:, :n_frames]
+
+
+def _best_of_draws(
+    model: AcousticModel,
+    utterances: Sequence[Utterance],
+    options: SamplingOptions,
+    weights: Sequence[StepWeights] | None,
+    durations: Sequence[Tensor] | None,
+) -> list[Synthesized]:
+    many = [u._replace(seed=u.seed + k * DRAW_STRIDE) for u in utterances for k in range(options.draws)]
+    given = None if durations is None else [each for each in durations for _ in range(options.draws)]
+    results = synthesize_mels(model, many, replace(options, draws=1), weights=weights, durations=given)
+    costs = [0.0] * len(many)
+    if isinstance(model, Flowtron) and model.aligner is not None:
+        mels, texts, ids = [r.mel for r in results], [u.tokens for u in many], [u.speaker_id for u in many]
+        costs = reading_costs(model, mels, texts, ids).tolist()
+    starts = range(0, len(many), options.draws)
+    groups = [range(start, start + options.draws) for start in starts]
+    return [results[min(group, key=lambda n: (results[n].alignment.faults, costs[n]))] for group in groups]
+
+
+@torch.inference_mode()
+def reading_costs(model: Flowtron, mels: Sequence[Tensor], texts: Sequence[list[int]], ids: Sequence[int]) -> Tensor:
+    """Nats per token (B,) that the aligner needs to walk through each text along its mel, over all paths.
+
+    Args:
+        model: with an aligner.
+        mels: (D, T_mel) each.
+        texts: their tokens.
+        ids: their speakers.
+    """
+    assert model.aligner is not None
+    weight = next(model.parameters())
+    tokens, token_lengths = pad_tokens(texts, weight.device)
+    mel_lengths = torch.tensor([mel.shape[1] for mel in mels], device=weight.device)
+    mel = torch.stack([F.pad(each, (0, int(mel_lengths.max()) - each.shape[1])) for each in mels]).to(weight)
+    prior = beta_binomial_priors(mel_lengths.tolist(), token_lengths.tolist(), 1.0, weight.device)
+    speaker_id = torch.tensor(ids, device=weight.device)
+    logprob = model.aligner(mel, mel_lengths, tokens, token_lengths, speaker_id, prior)
+    # The blank of the aligner's training.
+    return (alignment_nats(logprob, mel_lengths, token_lengths, blank_logprob=-1.0) / token_lengths).cpu()
 
 
 def badness(report: AlignmentReport) -> tuple[int, float]:

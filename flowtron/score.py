@@ -14,13 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from flowtron.data import Utterance
 from flowtron.errors import InputError
-from flowtron.inference import pad_tokens
-from flowtron.loss import alignment_nats
-from flowtron.objective import beta_binomial_priors
+from flowtron.inference import reading_costs
 from flowtron.speech import write_atomically
 from flowtron.style import Encoding, encode_batch, recorded_mel
 from flowtron.synthesizer import Synthesizer
@@ -98,23 +95,6 @@ def choose_decoys(texts: Sequence[list[int]], index: int, n: int = N_DECOYS) -> 
     return [list(text) for text in nearest] or [own[::-1]]
 
 
-@torch.inference_mode()
-def alignment_costs(
-    voice: Synthesizer, mels: Sequence[Tensor], texts: Sequence[list[int]], ids: Sequence[int]
-) -> Tensor:
-    """Nats per token (B,) that the aligner needs to walk through each text along its mel, over all paths."""
-    model = voice.flowtron
-    assert model.aligner is not None
-    device = next(model.parameters()).device
-    tokens, token_lengths = pad_tokens(texts, device)
-    mel_lengths = torch.tensor([mel.shape[1] for mel in mels], device=device)
-    mel = torch.stack([F.pad(each, (0, int(mel_lengths.max()) - each.shape[1])) for each in mels]).to(device)
-    prior = beta_binomial_priors(mel_lengths.tolist(), token_lengths.tolist(), 1.0, device)
-    logprob = model.aligner(mel, mel_lengths, tokens, token_lengths, torch.tensor(ids, device=device), prior)
-    # The blank of the aligner's training.
-    return (alignment_nats(logprob, mel_lengths, token_lengths, blank_logprob=-1.0) / token_lengths).cpu()
-
-
 def doubts(
     voice: Synthesizer,
     encodings: Sequence[Encoding],
@@ -131,8 +111,8 @@ def doubts(
     decoys = [choose_decoys(texts, number) for number in numbers]
     rounds = [[row[k % len(row)] for row in decoys] for k in range(max(map(len, decoys)))]
     if voice.flowtron.aligner is not None:
-        own = alignment_costs(voice, mels, [encoding.tokens for encoding in encodings], ids)
-        others = torch.stack([alignment_costs(voice, mels, chosen, ids) for chosen in rounds])
+        own = reading_costs(voice.flowtron, mels, [encoding.tokens for encoding in encodings], ids)
+        others = torch.stack([reading_costs(voice.flowtron, mels, chosen, ids) for chosen in rounds])
         # A text of more tokens than the mel has frames cannot be aligned, and has an infinite cost.
         usual = others.masked_fill(others.isinf(), torch.nan).nanmedian(0).values
         return (own / usual).nan_to_num(1.0).clamp(max=1.0).numpy()

@@ -7,12 +7,14 @@ import pytest
 import soundfile
 import torch
 
+from flowtron import inference
 from flowtron.audio import AudioSettings
 from flowtron.checkpoint import save_model
 from flowtron.cli import main
 from flowtron.config import Config, ModelConfig
 from flowtron.errors import InputError
 from flowtron.inference import (
+    DRAW_STRIDE,
     SamplingOptions,
     Utterance,
     draw_noise,
@@ -193,6 +195,24 @@ def test_attention_of_a_long_text_is_sparse_and_the_same(voice, monkeypatch):
     monkeypatch.setattr("flowtron.synthesizer.DENSE_ATTENTION", 10)
     sparse = voice("One two. Three four.", attempts=1).attention
     assert sparse.is_sparse and sparse.to_dense().equal(dense)
+
+
+def test_of_several_draws_the_best_read_is_kept(voice, monkeypatch):
+    alone = [voice("One two.", seed=5 + k * DRAW_STRIDE, sigma=1.0, attempts=1) for k in range(3)]
+    best = voice("One two.", seed=5, sigma=1.0, draws=3, attempts=1)
+    faults = [speech.alignment.faults for speech in alone]
+    costs = inference.reading_costs(
+        voice.flowtron, [speech.mel for speech in alone], [voice.tokenizer.encode("One two.").tokens] * 3, [0] * 3
+    ).tolist()
+    kept = min(range(3), key=lambda k: (faults[k], costs[k]))
+    assert torch.equal(best.mel, alone[kept].mel)
+    # Another judge, another choice: it is the aligner that decides between draws of as many faults.
+    monkeypatch.setattr(inference, "reading_costs", lambda model, mels, *_: -torch.arange(len(mels)))
+    last = max(k for k in range(3) if faults[k] == min(faults))
+    both = voice(["Three.", "One two."], seed=5, sigma=1.0, draws=3, attempts=1)
+    assert torch.equal(both[1].mel, alone[last].mel)
+    with pytest.raises(InputError, match="draws is 0"):
+        voice("One.", draws=0)
 
 
 def test_a_second_draw_is_tried_and_the_better_kept(voice, monkeypatch):

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from flowtron.commands import Outcome, add_voice_options, check_writable, load_voice, progress_bar
 from flowtron.errors import InputError
@@ -20,6 +21,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, default=0, help="only the first so many of each speaker; 0 is all")
     parser.add_argument(
         "-s", "--sigma", type=float, default=None, help="standard deviation of z; the default if absent"
+    )
+    parser.add_argument(
+        "--draws", type=int, default=1, help="of each sentence, the best read is kept (default: %(default)s)"
     )
     parser.add_argument("--whisper", default=None, help="folder of a faster-whisper model; the packaged one if absent")
     parser.add_argument("--pitch", action="store_true", help="also measure pitch, which takes longer")
@@ -50,7 +54,9 @@ def run(options: argparse.Namespace) -> Outcome:
         if not options.limit or taken[utterance.speaker] <= options.limit:
             references.append(utterance)
     voice = load_voice(options)
-    sampling = {} if options.sigma is None else {"sigma": options.sigma}
+    sampling: dict[str, Any] = {"draws": options.draws}
+    if options.sigma is not None:
+        sampling["sigma"] = options.sigma
     with progress_bar("measuring", options) as show:
         summary, rows = evaluate(
             voice,
