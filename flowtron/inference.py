@@ -30,7 +30,6 @@ from flowtron.model.attention import AttentionWindow
 from flowtron.model.flow import AffineFlow, TimeReversed, reverse_frames
 from flowtron.model.prior import Mixture, sample_mixture
 from flowtron.model.tacotron2 import PRENET_DROPOUT
-from flowtron.objective import beta_binomial_priors
 
 NOISE_BLOCK_FRAMES = 64
 WINDOW = AttentionWindow()
@@ -59,7 +58,8 @@ class SamplingOptions:
     none, in a monotonic window; False is the original's behaviour. max_frames: limit where durations do not set the
     length; None estimates it from the text. path_width: softness of the path in frames. window: of models without
     durations. prenet_dropout: of a Tacotron 2, in place of sigma, which it has not. draws: of which the one with the
-    fewest faults of attention is kept, and among those alike the one whose text the model's own aligner reads best.
+    fewest faults of attention is kept, and among those alike the one whose text the model's own aligner reads best;
+    with z or attention given there is one.
     """
 
     sigma: float = DEFAULT_SIGMA
@@ -222,6 +222,13 @@ def pad_tokens(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
     for row, tokens in zip(padded, texts):
         row[: len(tokens)] = torch.tensor(tokens, device=device)
     return padded, lengths
+
+
+def pad_mels(mels: Sequence[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Stack mels (D, T_mel) to (B, D, T_mel), 0 at padding, of the device and dtype of `like`, and lengths (B,)."""
+    lengths = torch.tensor([mel.shape[1] for mel in mels], device=like.device)
+    padded = [F.pad(mel, (0, int(lengths.max()) - mel.shape[1])) for mel in mels]
+    return torch.stack(padded).to(like), lengths
 
 
 def predict_durations(
@@ -399,8 +406,7 @@ def _best_of_draws(
     if isinstance(model, Flowtron) and model.aligner is not None:
         mels, texts, ids = [r.mel for r in results], [u.tokens for u in many], [u.speaker_id for u in many]
         costs = reading_costs(model, mels, texts, ids).tolist()
-    starts = range(0, len(many), options.draws)
-    groups = [range(start, start + options.draws) for start in starts]
+    groups = [range(start, start + options.draws) for start in range(0, len(many), options.draws)]
     return [results[min(group, key=lambda n: (results[n].alignment.faults, costs[n]))] for group in groups]
 
 
@@ -414,11 +420,13 @@ def reading_costs(model: Flowtron, mels: Sequence[Tensor], texts: Sequence[list[
         texts: their tokens.
         ids: their speakers.
     """
+    # Of training, and slow to import: most speech does without.
+    from flowtron.objective import beta_binomial_priors
+
     assert model.aligner is not None
     weight = next(model.parameters())
     tokens, token_lengths = pad_tokens(texts, weight.device)
-    mel_lengths = torch.tensor([mel.shape[1] for mel in mels], device=weight.device)
-    mel = torch.stack([F.pad(each, (0, int(mel_lengths.max()) - each.shape[1])) for each in mels]).to(weight)
+    mel, mel_lengths = pad_mels(mels, weight)
     prior = beta_binomial_priors(mel_lengths.tolist(), token_lengths.tolist(), 1.0, weight.device)
     speaker_id = torch.tensor(ids, device=weight.device)
     logprob = model.aligner(mel, mel_lengths, tokens, token_lengths, speaker_id, prior)

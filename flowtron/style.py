@@ -23,7 +23,16 @@ from torch.nn import functional as F
 from flowtron.audio import load_wav, log_mel
 from flowtron.data import Utterance
 from flowtron.errors import InputError
-from flowtron.inference import Latent, SamplingOptions, draw_latent, draw_noise, fitted, pad_tokens, synthesize_mels
+from flowtron.inference import (
+    Latent,
+    SamplingOptions,
+    draw_latent,
+    draw_noise,
+    fitted,
+    pad_mels,
+    pad_tokens,
+    synthesize_mels,
+)
 from flowtron.inference import Utterance as Spoken
 from flowtron.loss import HALF_LOG_TAU
 from flowtron.model import Flowtron, FlowtronOutput
@@ -120,17 +129,17 @@ def encode_batch(
 ) -> list[Encoding]:
     """Encode mels (D, T_mel) with tokens as speakers; see `encode`."""
     model = voice.flowtron
-    device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
+    weight = next(model.parameters())
+    device = weight.device
     tokens, token_lengths = pad_tokens(texts, device)
-    mel_lengths = torch.tensor([mel.shape[1] for mel in mels], device=device)
-    mel = torch.stack([F.pad(each, (0, int(mel_lengths.max()) - each.shape[1])) for each in mels]).to(device, dtype)
+    mel, mel_lengths = pad_mels(mels, weight)
     speaker_id = torch.tensor(speaker_ids, device=device)
     batch = (mel, mel_lengths, tokens, token_lengths, speaker_id)
     durations, prior = None, None
     if model.aligner is not None:
         diagonal = beta_binomial_priors(mel_lengths.tolist(), token_lengths.tolist(), 1.0, device)
         durations = monotonic_durations(model.aligner(*batch, diagonal), mel_lengths, token_lengths)
-        prior = path_prior(durations, mel.shape[2], voice.path_width).to(dtype)
+        prior = path_prior(durations, mel.shape[2], voice.path_width).to(weight.dtype)
     output = model(*batch, attention_prior=prior)
     if durations is None:
         mean = torch.stack(output.attention).mean(0).clamp(min=1e-8).log()

@@ -367,10 +367,11 @@ class Synthesizer:
         seeds: dict[int, int] = {}
         lengths = {i: len(each.tokens) for i, each in enumerate(tokenized) if isinstance(each, TokenizedText)}
         waiting = sorted(lengths, key=lambda i: lengths[i])
+        batch = max(1, MAX_BATCH // options.draws)
         for attempt in range(attempts):
             failed = []
-            for start in range(0, len(waiting), MAX_BATCH):
-                chosen = waiting[start : start + MAX_BATCH]
+            for start in range(0, len(waiting), batch):
+                chosen = waiting[start : start + batch]
                 utterances = [
                     Utterance(each.tokens, speaker_id, seed + attempt)
                     for each in (tokenized[i] for i in chosen)

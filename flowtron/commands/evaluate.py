@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "-s", "--sigma", type=float, default=None, help="standard deviation of z; the default if absent"
     )
     parser.add_argument(
-        "--draws", type=int, default=1, help="of each sentence, the best read is kept (default: %(default)s)"
+        "--draws", type=int, default=1, help="draws of each sentence; the best one is kept (default: %(default)s)"
     )
     parser.add_argument("--whisper", default=None, help="folder of a faster-whisper model; the packaged one if absent")
     parser.add_argument("--pitch", action="store_true", help="also measure pitch, which takes longer")

@@ -43,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-s", "--sigma", type=float, default=None, help="standard deviation of z: more is livelier")
     parser.add_argument("--seed", type=int, default=1234, help="of the draw of z (default: %(default)s)")
     parser.add_argument(
-        "--draws", type=int, default=1, help="of each sentence, the best read is kept (default: %(default)s)"
+        "--draws", type=int, default=1, help="draws of each sentence; the best one is kept (default: %(default)s)"
     )
     parser.add_argument("--rate", type=float, default=1.0, help="speaking rate, 2 is twice as fast")
     parser.add_argument("--unguided", action="store_true", help="free attention and the gate, as in the original")
@@ -99,8 +99,8 @@ def run(options: argparse.Namespace) -> Outcome:
     if not any(character.isalnum() for character in text):
         raise InputError(f"the text is {text[:60]!r}, with nothing to speak; give it at least one word.")
     voice = load_voice(options)
-    sampling = {"speaker": options.speaker, "seed": options.seed, "rate": options.rate, "guided": not options.unguided}
-    sampling["draws"] = options.draws
+    sampling = {name: getattr(options, name) for name in ("speaker", "seed", "draws", "rate")}
+    sampling["guided"] = not options.unguided
     if options.sigma is not None:
         sampling["sigma"] = options.sigma
     if options.output == "-":
