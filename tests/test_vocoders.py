@@ -11,6 +11,7 @@ from flowtron.checkpoint import save_vocoder
 from flowtron.errors import InputError
 from flowtron.vocoder import GriffinLim, load_vocoder
 from flowtron.vocoder.base import frame_noise, in_context
+from flowtron.vocoder.griffin_lim import InverseStft
 from flowtron.vocoder.hifigan import HifiGan
 from flowtron.vocoder.layers import fold_weight_norm
 from flowtron.vocoder.loading import build_vocoder_model
@@ -293,6 +294,14 @@ def test_pitch_of_a_gliding_voice_is_found():
     assert ((pitch[: len(at)] / at).log2().abs()[inner] * 1200 < 20).all()
     assert periodicity[inner].min() > 0.9 and quiet.max() < 0.1
     assert len(none) == 8000 // 256 + 1
+
+
+@pytest.mark.parametrize("hop", [256, 300])
+def test_griffin_lim_inverts_spectra_as_torch_does(hop: int) -> None:
+    window = functional.pad(torch.hann_window(900), (62, 62))
+    spectrum = torch.randn(2, 513, 9, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    expected = torch.istft(spectrum, 1024, hop, window=window)
+    torch.testing.assert_close(InverseStft(window, hop, 9)(spectrum), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_source_filter_starts_at_the_level_of_the_mel():

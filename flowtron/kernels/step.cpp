@@ -63,31 +63,40 @@ struct Step {
 
 namespace {
 
-// A member's share of one product: sums (B, WIDTH) of one panel.
+// A member's share of one product: sums (count, B, WIDTH) of a panel and those after it, one or, of a single item, two.
 class Multiplier {
    public:
     explicit Multiplier(int64_t B) : B_(B), decoded_(BLOCK * WIDTH) {}
 
-    void add(const Matrix& matrix, int64_t panel, const float* x, int64_t stride, float* sums) {
+    void add(const Matrix& matrix, int64_t panel, int64_t count, const float* x, int64_t stride, float* sums) {
         const int64_t at = panel * matrix.K * WIDTH;
         const int64_t groups = (matrix.K + GROUP - 1) / GROUP;
         const float* scale = matrix.scale ? matrix.scale + panel * groups * WIDTH : nullptr;
-        if (matrix.kind == FLOAT32) add_panel((const float*)matrix.panels + at, matrix.K, scale, x, stride, sums);
-        if (matrix.kind == BFLOAT16) add_panel((const uint16_t*)matrix.panels + at, matrix.K, scale, x, stride, sums);
-        if (matrix.kind == INT8) add_panel((const int8_t*)matrix.panels + at, matrix.K, scale, x, stride, sums);
+        if (matrix.kind == FLOAT32) add_panels((const float*)matrix.panels + at, count, matrix.K, scale, x, stride, sums);
+        if (matrix.kind == BFLOAT16)
+            add_panels((const uint16_t*)matrix.panels + at, count, matrix.K, scale, x, stride, sums);
+        if (matrix.kind == INT8) add_panels((const int8_t*)matrix.panels + at, count, matrix.K, scale, x, stride, sums);
     }
+
+    // How many panels of the `left` ones to take at once.
+    int64_t count(int64_t left) const { return B_ == 1 && left > 1 ? 2 : 1; }
 
    private:
     // Rows are taken BLOCK at a time for every batch, so that an item's sums are the same alone and among others. Where
     // the registers hold few items, narrow weights are decoded once for all rather than once for each tile of items.
     template <typename Weight>
-    void add_panel(const Weight* panel, int64_t K, const float* scale, const float* x, int64_t stride, float* sums) {
+    void add_panels(const Weight* panel, int64_t count, int64_t K, const float* scale, const float* x, int64_t stride,
+                    float* sums) {
         const bool decodes = sizeof(Weight) < sizeof(float) && ROWS < 8 && B_ > ROWS;
         const int64_t most = scale ? GROUP : BLOCK;
         for (int64_t k = 0; k < K; k += most) {
             const int64_t rows = std::min(most, K - k);
             const Weight* block = panel + k * WIDTH;
             const float* factors = scale ? scale + k / GROUP * WIDTH : nullptr;
+            if (count == 2) {
+                multiply_pair(x + k, block, K * WIDTH, rows, factors, (K + GROUP - 1) / GROUP * WIDTH, sums);
+                continue;
+            }
             if (!decodes) {
                 multiply_few(x + k, stride, block, B_, rows, factors, sums);
                 continue;
@@ -95,7 +104,8 @@ class Multiplier {
             for (int64_t r = 0; r < rows; ++r)
                 for (int j = 0; j < PARTS; ++j)
                     *(WideVec*)&decoded_[r * WIDTH + j * WIDE] = decode(block + r * WIDTH, j);
-            multiply_few(x + k, stride, decoded_.data(), B_, rows, factors, sums);
+            multiply_few(x + k, stride, decoded_.data(), B_, rows, factors, sums, block + rows * WIDTH,
+                         WIDTH * sizeof(Weight));
         }
     }
 
@@ -130,14 +140,17 @@ class Runner {
                    Multiplier& multiplier, std::vector<float>& sums) {
         const int64_t B = s.B, H = s.H;
         const Share share(H / LANES, member, (int)s.threads);
-        for (int64_t group = share.first; group < share.last; ++group) {
-            for (int64_t b = 0; b < B; ++b)
-                std::memcpy(&sums[b * WIDTH], layer.bias + group * WIDTH, WIDTH * sizeof(float));
-            multiplier.add(layer.below, group, below, stride, sums.data());
-            if (layer.context.panels) multiplier.add(layer.context, group, context_.data(), s.V + APART, sums.data());
-            multiplier.add(layer.recurrent, group, hidden(index, t - 1), H + APART, sums.data());
-            for (int64_t b = 0; b < B; ++b) {
-                const float* row = &sums[b * WIDTH];
+        for (int64_t first = share.first, count; first < share.last; first += count) {
+            count = multiplier.count(share.last - first);
+            for (int64_t row = 0; row < count * B; ++row)
+                std::memcpy(&sums[row * WIDTH], layer.bias + (first + row / B) * WIDTH, WIDTH * sizeof(float));
+            multiplier.add(layer.below, first, count, below, stride, sums.data());
+            if (layer.context.panels)
+                multiplier.add(layer.context, first, count, context_.data(), s.V + APART, sums.data());
+            multiplier.add(layer.recurrent, first, count, hidden(index, t - 1), H + APART, sums.data());
+            for (int64_t each = 0; each < count * B; ++each) {
+                const int64_t group = first + each / B, b = each % B;
+                const float* row = &sums[each * WIDTH];
                 const Vec i = sigmoid(load(row)), f = sigmoid(load(row + LANES));
                 const Vec g = tanh(load(row + 2 * LANES)), o = sigmoid(load(row + 3 * LANES));
                 float* c = &cell_[(index * B + b) * H + group * LANES];
@@ -156,16 +169,19 @@ class Runner {
                    int64_t out_stride, Activation activation, int member, Multiplier& multiplier,
                    std::vector<float>& sums) {
         const Share share((matrix.columns + WIDTH - 1) / WIDTH, member, (int)s.threads);
-        for (int64_t panel = share.first; panel < share.last; ++panel) {
-            for (int64_t b = 0; b < s.B; ++b) {
-                for (int j = 0; j < WIDTH; ++j) sums[b * WIDTH + j] = bias ? bias[panel * WIDTH + j] : 0.f;
+        for (int64_t first = share.first, count; first < share.last; first += count) {
+            count = multiplier.count(share.last - first);
+            for (int64_t row = 0; row < count * s.B; ++row) {
+                const float* start = bias ? bias + (first + row / s.B) * WIDTH : nullptr;
+                for (int j = 0; j < WIDTH; ++j) sums[row * WIDTH + j] = start ? start[j] : 0.f;
             }
-            multiplier.add(matrix, panel, x, stride, sums.data());
-            const int64_t columns = std::min<int64_t>(WIDTH, out_stride - panel * WIDTH);
-            for (int64_t b = 0; b < s.B; ++b) {
+            multiplier.add(matrix, first, count, x, stride, sums.data());
+            for (int64_t row = 0; row < count * s.B; ++row) {
+                const int64_t column = (first + row / s.B) * WIDTH, b = row % s.B;
+                const int64_t columns = std::min<int64_t>(WIDTH, out_stride - column);
                 for (int64_t j = 0; j < columns; j += LANES) {
-                    const Vec y = load(&sums[b * WIDTH + j]);
-                    store(out + b * out_stride + panel * WIDTH + j, activation == TANH ? tanh(y) : y);
+                    const Vec y = load(&sums[row * WIDTH + j]);
+                    store(out + b * out_stride + column + j, activation == TANH ? tanh(y) : y);
                 }
             }
         }
@@ -276,7 +292,7 @@ class Runner {
         const int64_t B = s.B, H = s.H, D = s.D;
         const bool first = member == 0;
         Multiplier multiplier(B);
-        std::vector<float> sums(B * WIDTH), previous(B * D), attention(B * s.N);
+        std::vector<float> sums(std::max<int64_t>(B, 2) * WIDTH), previous(B * D), attention(B * s.N);
         std::vector<int64_t> lengths(s.lengths, s.lengths + B);
         std::vector<Place> places(B, Place{});
         for (int64_t b = 0; b < B; ++b) places[b].tokens = std::count(s.mask + b * s.N, s.mask + (b + 1) * s.N, 1);

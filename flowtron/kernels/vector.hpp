@@ -176,11 +176,12 @@ inline void multiply(const float* a, int64_t lda, const float* panel, int64_t M,
 // Larger products: panels of WIDTH columns, of floats or narrower numbers.
 constexpr int WIDTH = 4 * LANES;
 
-// The widest vectors of floats, and the items whose sums fit the registers together with a row of a panel.
+// The widest vectors of floats, and the items whose sums fit the registers together with a row of `TILE_PARTS` vectors
+// of a panel: where registers are few, a panel is read one half after the other.
 #if defined(__AVX512F__)
-constexpr int WIDE = 16, ROWS = 12;
+constexpr int WIDE = 16, ROWS = 12, TILE_PARTS = 2;
 #else
-constexpr int WIDE = 8, ROWS = 3;
+constexpr int WIDE = 8, ROWS = 6, TILE_PARTS = 2;
 #endif
 constexpr int PARTS = WIDTH / WIDE;
 typedef float WideVec __attribute__((vector_size(WIDE * sizeof(float)), aligned(4)));
@@ -211,31 +212,72 @@ inline WideVec decode(const int8_t* p, int j) {
     return __builtin_convertvector(whole, WideVec);
 }
 
-// sums (M, WIDTH) += scale · (x (M, K; rows stride apart) · panel (K, WIDTH)).
-template <int M, typename Weight>
-inline void multiply_rows(const float* x, int64_t stride, const Weight* panel, int64_t K, const float* scale,
-                          float* sums) {
-    constexpr int AHEAD = 4096 / sizeof(Weight), LINE = 64 / sizeof(Weight);
-    WideVec total[M][PARTS] = {};
+// What a product fetches into the cache for the next one: `bytes` at every row, from `at` on.
+struct Ahead {
+    const char* at;
+    int64_t bytes;
+};
+
+// Vectors [first, first + P) of sums (M, WIDTH) += scale · (x (M, K; rows stride apart) · panel (K, WIDTH)).
+template <int M, int P, typename Weight>
+inline void multiply_columns(const float* x, int64_t stride, const Weight* panel, int first, int64_t K,
+                             const float* scale, float* sums, Ahead ahead) {
+    WideVec total[M][P] = {};
     for (int64_t k = 0; k < K; ++k) {
         const Weight* row = panel + k * WIDTH;
-        for (int at = 0; at < WIDTH; at += LINE) __builtin_prefetch(row + AHEAD + at);
-        WideVec w[PARTS];
-        for (int j = 0; j < PARTS; ++j) {
-            w[j] = decode(row, j);
+        __builtin_prefetch(ahead.at + k * ahead.bytes);
+        if (M <= 2) __builtin_prefetch(ahead.at + k * ahead.bytes + 64);  // with few items there is more than a line to fetch
+        WideVec w[P];
+        for (int j = 0; j < P; ++j) {
+            w[j] = decode(row, first + j);
             pin(w[j]);
         }
         for (int m = 0; m < M; ++m) {
             WideVec input = x[m * stride + k] - WideVec{};
             pin(input);
-            for (int j = 0; j < PARTS; ++j) total[m][j] += input * w[j];
+            for (int j = 0; j < P; ++j) total[m][j] += input * w[j];
         }
     }
     for (int m = 0; m < M; ++m) {
-        for (int j = 0; j < PARTS; ++j) {
-            if (scale) total[m][j] *= *(const WideVec*)(scale + j * WIDE);
+        for (int j = 0; j < P; ++j) {
+            const int64_t at = (first + j) * WIDE;
+            if (scale) total[m][j] *= *(const WideVec*)(scale + at);
             pin(total[m][j]);  // or a compiler would fuse product and sum for some M
-            *(WideVec*)(sums + m * WIDTH + j * WIDE) += total[m][j];
+            *(WideVec*)(sums + m * WIDTH + at) += total[m][j];
+        }
+    }
+}
+
+// As multiply_columns, all of the panel.
+template <int M, typename Weight>
+inline void multiply_rows(const float* x, int64_t stride, const Weight* panel, int64_t K, const float* scale,
+                          float* sums, Ahead ahead) {
+    constexpr int P = M <= 2 ? PARTS : TILE_PARTS, PASSES = PARTS / P;
+    ahead.bytes = (ahead.bytes + PASSES - 1) / PASSES;
+    for (int first = 0; first < PARTS; first += P, ahead.at += K * ahead.bytes)
+        multiply_columns<M, P>(x, stride, panel, first, K, scale, sums, ahead);
+}
+
+// sums (2, WIDTH) += scale · (x (K) · panel (K, WIDTH)), of two panels: the sums of one alone are too few chains of
+// additions to keep a core busy. Panels lie `apart` numbers from each other, their scales `scale_apart`.
+template <typename Weight>
+inline void multiply_pair(const float* x, const Weight* panel, int64_t apart, int64_t K, const float* scale,
+                          int64_t scale_apart, float* sums) {
+    constexpr int AHEAD = 4096 / sizeof(Weight), LINE = 64 / sizeof(Weight);
+    WideVec total[2][PARTS] = {};
+    for (int64_t k = 0; k < K; ++k) {
+        const WideVec input = x[k] - WideVec{};
+        for (int p = 0; p < 2; ++p) {
+            const Weight* row = panel + p * apart + k * WIDTH;
+            for (int at = 0; at < WIDTH; at += LINE) __builtin_prefetch(row + AHEAD + at);
+            for (int j = 0; j < PARTS; ++j) total[p][j] += input * decode(row, j);
+        }
+    }
+    for (int p = 0; p < 2; ++p) {
+        for (int j = 0; j < PARTS; ++j) {
+            if (scale) total[p][j] *= *(const WideVec*)(scale + p * scale_apart + j * WIDE);
+            pin(total[p][j]);
+            *(WideVec*)(sums + p * WIDTH + j * WIDE) += total[p][j];
         }
     }
 }
@@ -256,7 +298,8 @@ inline void store(Half* p, Vec v) { *(HalfVec*)p = __builtin_convertvector(half_
 
 // sums (M, WIDTH) += x (M, 2 K; rows stride apart) · panel (K, WIDTH) of pairs.
 template <int M>
-inline void multiply_rows(const Half* x, int64_t stride, const uint32_t* panel, int64_t K, const float*, float* sums) {
+inline void multiply_rows(const Half* x, int64_t stride, const uint32_t* panel, int64_t K, const float*, float* sums,
+                          Ahead) {
     WideVec total[M][PARTS] = {};
     for (int64_t k = 0; k < K; ++k) {
         const uint32_t* row = panel + k * WIDTH;
@@ -285,18 +328,21 @@ inline void multiply_rows(const Half* x, int64_t stride, const uint32_t* panel, 
 // As multiply_rows for a number of items that is known only now, M at most.
 template <int M, typename Input, typename Weight>
 void multiply_some(int64_t rows, const Input* x, int64_t stride, const Weight* panel, int64_t K, const float* scale,
-                   float* sums) {
-    if (rows == M) multiply_rows<M>(x, stride, panel, K, scale, sums);
-    else if constexpr (M > 1) multiply_some<M - 1>(rows, x, stride, panel, K, scale, sums);
+                   float* sums, Ahead ahead) {
+    if (rows == M) multiply_rows<M>(x, stride, panel, K, scale, sums, ahead);
+    else if constexpr (M > 1) multiply_some<M - 1>(rows, x, stride, panel, K, scale, sums, ahead);
 }
 
-// As multiply_rows, for any number of items, shared evenly by the fewest tiles.
+// As multiply_rows, for any number of items, shared evenly by the fewest tiles; so is the fetching of what lies after
+// `next`, `bytes` a row.
 template <typename Input, typename Weight>
 void multiply_few(const Input* x, int64_t stride, const Weight* panel, int64_t B, int64_t K, const float* scale,
-                  float* sums) {
-    for (int64_t tiles = (B + ROWS - 1) / ROWS; tiles > 0; --tiles) {
+                  float* sums, const void* next = nullptr, int64_t bytes = WIDTH * sizeof(Weight)) {
+    int64_t tiles = (B + ROWS - 1) / ROWS;
+    Ahead ahead{next ? (const char*)next : (const char*)(panel + K * WIDTH), (bytes + tiles - 1) / tiles};
+    for (; tiles > 0; --tiles, ahead.at += K * ahead.bytes) {
         const int64_t rows = B / tiles;
-        multiply_some<ROWS>(rows, x, stride, panel, K, scale, sums);
+        multiply_some<ROWS>(rows, x, stride, panel, K, scale, sums, ahead);
         B -= rows;
         x += rows * stride;
         sums += rows * WIDTH;

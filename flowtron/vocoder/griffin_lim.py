@@ -7,10 +7,39 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from flowtron.audio import AudioSettings, mel_to_magnitude
 
 FADE_FRAMES = 8  # of a stream's pieces
+
+
+class InverseStft:
+    """`torch.istft` of centred frames, with what does not depend on the spectrum computed once.
+
+    window: (n_fft,). n_frames: of every spectrum. Sound is (n_frames − 1) · hop samples long.
+    """
+
+    def __init__(self, window: Tensor, hop: int, n_frames: int) -> None:
+        self.n_fft, self.hop = len(window), hop
+        self.window = functional.pad(window, (0, -len(window) % hop)).view(-1, hop)
+        weight = self._overlapped(self.window.expand(1, n_frames, -1, -1))
+        self.weight = weight.clamp(min=1e-11).reciprocal()
+
+    def _overlapped(self, frames: Tensor) -> Tensor:
+        """Sum frames (B, T_mel, n_fft / hop, hop), weighted by the window, to (B, T_samples)."""
+        batch, n_frames, parts, hop = frames.shape
+        total = frames.new_zeros(batch, n_frames + parts - 1, hop)
+        for part in range(parts):
+            total[:, part : part + n_frames].addcmul_(frames[:, :, part], self.window[part])
+        return total.flatten(1)[:, self.n_fft // 2 :][:, : (n_frames - 1) * hop]
+
+    def __call__(self, spectrum: Tensor) -> Tensor:
+        """Turn spectra (B, n_bins, T_mel) into sound (B, T_samples)."""
+        frames = torch.fft.irfft(spectrum.mT, self.n_fft)
+        if self.n_fft % self.hop:
+            frames = functional.pad(frames, (0, -self.n_fft % self.hop))
+        return self._overlapped(frames.unflatten(2, (-1, self.hop))) * self.weight
 
 
 class GriffinLim:
@@ -38,11 +67,13 @@ class GriffinLim:
             # Sharpening must not change how loud a frame is.
             magnitude = sharpened * (magnitude.norm(dim=1, keepdim=True) / sharpened.norm(dim=1, keepdim=True))
         window = torch.hann_window(settings.win_length, device=mel.device)
+        beside = settings.n_fft - settings.win_length
+        window = functional.pad(window, (beside // 2, beside - beside // 2))
         generator = torch.Generator().manual_seed(0)
         angle = torch.rand(magnitude.shape[1:], generator=generator).to(mel) * (2 * torch.pi)
         phase = torch.polar(torch.ones_like(angle), angle).expand(magnitude.shape)
         n_samples = settings.hop_length * (mel.shape[2] - 1)
-        geometry = (settings.n_fft, settings.hop_length, settings.win_length, window)
+        geometry = (settings.n_fft, settings.hop_length, settings.n_fft, window)
         if n_samples < settings.n_fft:
             # Too short for the padding of the transform: a longer mel of silence is cut afterwards.
             missing = settings.n_fft // settings.hop_length + 1
@@ -50,19 +81,18 @@ class GriffinLim:
             return self(torch.cat([mel, silence], 2))[:, : mel.shape[2] * settings.hop_length]
         magnitude = magnitude.mT.contiguous().mT  # lies as spectra do, frame by frame
         spectrum, before = magnitude * phase, None
+        to_wav = InverseStft(window, settings.hop_length, mel.shape[2])
         for _ in range(self.n_iter):
-            wav = torch.istft(spectrum, *geometry, length=n_samples)
+            wav = to_wav(spectrum)
             rebuilt = torch.stft(wav, *geometry, return_complex=True)
-            parts = torch.view_as_real(rebuilt)
             share = 0.0 if before is None else self.momentum / (1 + self.momentum)
-            ahead = torch.sub(parts, parts if before is None else before, alpha=share)
-            before = parts
-            # The phase of `ahead` and the known magnitude; squares and a root are faster than a complex norm.
-            power = ahead[..., 0].square().addcmul_(ahead[..., 1], ahead[..., 1])
-            factor = power.clamp_(min=1e-24).rsqrt_().mul_(magnitude)
-            spectrum = torch.view_as_complex(ahead.mul_(factor[..., None]))
-        wav = torch.istft(spectrum, *geometry, length=n_samples)
-        return torch.nn.functional.pad(wav, (0, settings.hop_length)).clamp(-1, 1)
+            ahead = torch.sub(rebuilt, rebuilt if before is None else before, alpha=share)
+            before = rebuilt
+            # The phase of `ahead` and the known magnitude; a square and a root are faster than a complex norm.
+            power = (ahead * ahead.conj()).real.clamp(min=1e-24)
+            spectrum = ahead * power.rsqrt_().mul_(magnitude)
+        wav = to_wav(spectrum)
+        return functional.pad(wav, (0, settings.hop_length)).clamp(-1, 1)
 
     def stream(self, mels: Iterable[Tensor]) -> Iterator[Tensor]:
         """Turn consecutive mels (n_mels, T_mel) into consecutive wavs, which fade into each other.
