@@ -2,8 +2,8 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -41,7 +41,10 @@ class Choice(NamedTuple):
 
 
 class Service:
-    """Voices by name, one utterance at a time: the model uses all cores, so more at once would only be slower."""
+    """Voices by name, one utterance at a time: the model uses all cores, so more at once would only be slower.
+
+    One thread does all the work: each that does some keeps memory and helpers of its own afterwards.
+    """
 
     def __init__(self, voices: Mapping[str, Synthesizer], limits: Limits = Limits()) -> None:
         """Serve voices, each with all of its speakers.
@@ -59,7 +62,7 @@ class Service:
                 # With one voice its name would only be in the way.
                 choice = speaker if len(self.voices) == 1 else f"{name}/{speaker}"
                 self.choices[choice] = Choice(choice, voice, speaker)
-        self._work = threading.Lock()
+        self._worker = ThreadPoolExecutor(1, "model")
         self._count = threading.Lock()
         self.waiting = 0
 
@@ -77,9 +80,8 @@ class Service:
         listed = ", ".join(known[:20]) + (" ..." if len(known) > 20 else "")
         raise InputError(f"there is no voice {name[:80]!r}; choose one of {listed}.")
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Wait for the model.
+    def run(self, work: Callable[[], T]) -> T:
+        """Do something with the model when it is free, in its own thread.
 
         Raises:
             BusyError: too many wait already.
@@ -89,20 +91,10 @@ class Service:
                 raise BusyError(f"{self.waiting} requests are waiting, and no more may; try again in a while.")
             self.waiting += 1
         try:
-            with self._work:
-                yield
+            return self._worker.submit(work).result()
         finally:
             with self._count:
                 self.waiting -= 1
-
-    def run(self, work: Callable[[], T]) -> T:
-        """Do something with the model when it is free.
-
-        Raises:
-            BusyError: too many wait already.
-        """
-        with self.turn():
-            return work()
 
     def check(self, text: str, sigma: float, rate: float, seed: int) -> None:
         """Hold a request against the limits.
