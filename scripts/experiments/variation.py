@@ -207,9 +207,10 @@ def main() -> None:
             contours.append(contour if voiced is None else np.where(voiced, contour, np.nan))
             if isinstance(setting.voice.model, Flowtron) and setting.voice.model.duration_predictor is not None:
                 sampling = SamplingOptions(**setting.sampling)
-                seconds.append(lengths(setting.voice, text, options.speaker, sampling, options.length_seeds))
+                draws = max(options.seeds, options.length_seeds)
+                seconds.append(lengths(setting.voice, text, options.speaker, sampling, draws))
                 at_whole = SamplingOptions(**setting.sampling, duration_sigma=sampling.sigma)
-                whole.append(lengths(setting.voice, text, options.speaker, at_whole, options.length_seeds))
+                whole.append(lengths(setting.voice, text, options.speaker, at_whole, draws))
             else:
                 seconds.append([speech.seconds for speech in speeches])
             for seed, speech in enumerate(speeches):
