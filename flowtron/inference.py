@@ -36,6 +36,8 @@ WINDOW = AttentionWindow()
 # Durations are drawn one by one, and rhythm falls apart long before the voice does: see docs/VOICE.md.
 DURATION_SHARE = 0.2
 DEFAULT_SIGMA = 0.1  # chosen by word error rate: docs/VOICE.md
+# Of the softness of the path that a model was trained along: a firmer one loses fewer words (docs/VOICE.md).
+PATH_SHARE = 2 / 3
 # A latent (D, T_mel) in natural order of time, or what gives one for a number of frames.
 Latent = Tensor | Callable[[int], Tensor]
 
@@ -56,10 +58,11 @@ class SamplingOptions:
     sigma. rate: speaking rate when guided, 2 is twice as fast. temperature: of attention. gate_threshold: probability
     that ends an utterance. guided: keep the attention near the path of predicted durations or, for a model that has
     none, in a monotonic window; False is the original's behaviour. max_frames: limit where durations do not set the
-    length; None estimates it from the text. path_width: softness of the path in frames. window: of models without
-    durations. prenet_dropout: of a Tacotron 2, in place of sigma, which it has not. draws: of which the one with the
-    fewest faults of attention is kept, and among those alike the one whose text the model's own aligner reads best;
-    with z or attention given there is one.
+    length; None estimates it from the text. path_width: softness of the path in frames; a `Synthesizer`
+    takes two thirds of what its model was trained along. window: of models without durations. prenet_dropout: of a
+    Tacotron 2, in place of sigma, which it has not. draws: of which the one with the fewest faults of attention is
+    kept, and among those alike the one whose text the model's own aligner reads best; with z or attention given there
+    is one.
     """
 
     sigma: float = DEFAULT_SIGMA
@@ -69,7 +72,7 @@ class SamplingOptions:
     gate_threshold: float = 0.5
     guided: bool = True
     max_frames: int | None = None
-    path_width: float = 3.0
+    path_width: float = 2.0
     window: AttentionWindow = WINDOW
     prenet_dropout: float = PRENET_DROPOUT
     draws: int = 1

@@ -15,7 +15,7 @@ from flowtron.audio import AudioSettings
 from flowtron.config import Config
 from flowtron.data import Batch, Dataset, SpeakerTable, collate_batch
 from flowtron.errors import InputError
-from flowtron.inference import SamplingOptions, Synthesized, Utterance, synthesize_mels
+from flowtron.inference import PATH_SHARE, SamplingOptions, Synthesized, Utterance, synthesize_mels
 from flowtron.loss import nats_per_dim
 from flowtron.model import AcousticModel, FlowtronOutput, Tacotron2Output
 from flowtron.objective import Losses, build_objective
@@ -151,7 +151,7 @@ def speak_sentences(
         Utterance(tokenizer.encode(sentence, p_arpabet=1.0).tokens, speaker, seed=k)
         for k, (sentence, speaker) in enumerate(asked)
     ]
-    results = synthesize_mels(model, utterances, SamplingOptions(path_width=path_width))
+    results = synthesize_mels(model, utterances, SamplingOptions(path_width=PATH_SHARE * path_width))
     return [(sentence, speaker, result) for (sentence, speaker), result in zip(asked, results)]
 
 
@@ -280,8 +280,8 @@ def _log_prediction(monitor: Monitor, voice: AcousticModel, batch: Batch, iterat
     if monitor.writer is None:
         return
     tokens = batch.tokens[0, : batch.n_tokens[0]].tolist()
-    utterance, options = Utterance(tokens, int(batch.speaker_id[0]), seed=0), SamplingOptions(path_width=path_width)
-    (result,) = synthesize_mels(voice, [utterance], options)
+    utterance = Utterance(tokens, int(batch.speaker_id[0]), seed=0)
+    (result,) = synthesize_mels(voice, [utterance], SamplingOptions(path_width=PATH_SHARE * path_width))
     mels = [batch.mel[0, :, : batch.n_frames[0]], result.mel]
     monitor.writer.add_figure("validation/mel", mel_figure(mels, ["recorded", "synthesized"]), iteration)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flowtron.checkpoint import load_model
 from flowtron.errors import InputError, remedy
-from flowtron.inference import DEFAULT_SIGMA, DURATION_SHARE
+from flowtron.inference import DEFAULT_SIGMA, DURATION_SHARE, PATH_SHARE
 from flowtron.model.encoder import ConvEncoder
 from flowtron.model.flow import AffineFlow, Conditioner, TimeReversed
 from flowtron.model.flowtron import Flowtron
@@ -262,7 +262,7 @@ def export_onnx(source: str | Path, target: str | Path) -> Path:
         "has_durations": model.duration_predictor is not None,
         "sigma": DEFAULT_SIGMA,
         "duration_share": DURATION_SHARE,
-        "path_width": config.train.path_width,
+        "path_width": PATH_SHARE * config.train.path_width,
         "n_mels": model.n_mels,
         "hidden": config.model.n_hidden,
         "lstm_layers": config.model.n_lstm_layers,

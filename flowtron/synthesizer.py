@@ -21,6 +21,7 @@ from flowtron.checkpoint import DESCRIPTION, VOCODER_DESCRIPTION, best_checkpoin
 from flowtron.errors import InputError
 from flowtron.inference import (
     DEFAULT_SIGMA,
+    PATH_SHARE,
     Latent,
     SamplingOptions,
     Synthesized,
@@ -70,7 +71,7 @@ class Synthesizer:
         settings: AudioSettings,
         vocoder: Vocoder,
         weights: Sequence[StepWeights] | None = None,
-        path_width: float = SamplingOptions.path_width,
+        path_width: float = SamplingOptions.path_width / PATH_SHARE,
     ) -> None:
         """Put the parts together.
 
@@ -276,14 +277,16 @@ class Synthesizer:
 
         Args:
             text, speaker, sigma, seed, options: as in `__call__`.
-            z: latent (n_mels, T_mel), or a function that gives one for a number of frames.
+            z: latent (n_mels, T_mel), or a function that gives one for a number of frames. A latent,
+                or a function beside durations, is taken for a recording's and decoded along as soft a path as encoded.
             durations: (T_text,) frames of every token.
             attention: (n_flows, T_mel, T_text) in natural order of time.
 
         Raises:
             InputError: as `__call__`, or what is given does not fit the text's tokens.
         """
-        sampling = self._options(sigma, options)
+        is_recorded = isinstance(z, Tensor) or (z is not None and durations is not None)
+        sampling = self._options(sigma, {"path_width": self.path_width} | options if is_recorded else options)
         tokenized = self._tokenize(text)
         if isinstance(tokenized, InputError):
             raise tokenized
@@ -311,7 +314,7 @@ class Synthesizer:
 
     def _options(self, sigma: float, options: dict[str, object]) -> SamplingOptions:
         try:
-            return SamplingOptions(**{"path_width": self.path_width, **options}, sigma=sigma)  # type: ignore[arg-type]
+            return SamplingOptions(**{"path_width": PATH_SHARE * self.path_width, **options}, sigma=sigma)  # type: ignore[arg-type]
         except TypeError:
             known = ", ".join(SamplingOptions.__dataclass_fields__)
             raise InputError(

@@ -23,7 +23,7 @@ from flowtron.audio import load_wav, log_mel
 from flowtron.data import Utterance as Recording
 from flowtron.data import read_filelist
 from flowtron.evaluate import Heard, listen, rate
-from flowtron.inference import DTYPES, SamplingOptions, Utterance, badness, pack_weights, synthesize_mels
+from flowtron.inference import DTYPES, PATH_SHARE, SamplingOptions, Utterance, badness, pack_weights, synthesize_mels
 from flowtron.passages import passages
 from flowtron.synthesizer import Synthesizer
 from flowtron.text import Word
@@ -90,7 +90,7 @@ def speak(voice: Synthesizer, text: str, speaker: str, mode: str, seed: int, cou
     try:
         for passage in passages(text):
             tokenized = voice.tokenizer.encode(passage.text)
-            options = SamplingOptions(guided=mode != "unguided", path_width=voice.path_width)
+            options = SamplingOptions(guided=mode != "unguided", path_width=PATH_SHARE * voice.path_width)
             best = None
             for attempt in range(ATTEMPTS if mode != "unguided" else 1):
                 utterance = Utterance(tokenized.tokens, voice.speaker_id(speaker), seed + attempt)
