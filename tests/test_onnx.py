@@ -13,7 +13,7 @@ from flowtron.checkpoint import load_model, save_model
 from flowtron.cli import main
 from flowtron.config import Config, ModelConfig
 from flowtron.errors import InputError
-from flowtron.inference import DEFAULT_SIGMA, DURATION_SHARE, draw_noise
+from flowtron.inference import DEFAULT_SIGMA, DURATION_SHARE, SamplingOptions, draw_noise
 from flowtron.model import build_model
 from flowtron.model.aligner import path_prior
 from flowtron.onnx_runner import OnnxFlowtron, mel_filters
@@ -55,7 +55,7 @@ def test_mels_equal_torchs(exported, n_tokens):
         noise = draw_noise(n_tokens, 1, 3)[:, 0]
         durations = model.duration_predictor.sample(*texts, noise[None], 0.5)
         assert runner.durations(encoded, noise.numpy(), 0.5).tolist() == durations[0].tolist()
-        prior = path_prior(durations, int(durations.sum()), 3.0)
+        prior = path_prior(durations, int(durations.sum()), SamplingOptions.path_width)
         np.testing.assert_allclose(runner.prior(durations[0].numpy()), prior[0], atol=1e-6)
     T = 60 if prior is None else prior.shape[1]
     z = 0.7 * draw_noise(T, 80, 5).T
