@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from flowtron.checkpoint import best_checkpoint, load_training_state, save_training_state
 from flowtron.config import Config, TrainConfig
+from flowtron.device import keep_freed_memory
 from flowtron.errors import InputError
 from flowtron.optim import Average, Schedule, build_optimizer, skip_unless
 from flowtron.tensorfile import replaced_file
@@ -63,6 +64,7 @@ def start_processes(config: Config) -> Accelerator:
     # It is a global of accelerate's, and an earlier training in this process may have left another precision in it.
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=mixed_precision(train), cpu=not has_gpu, kwargs_handlers=handlers)
+    keep_freed_memory()
     if train.n_threads:
         torch.set_num_threads(train.n_threads)
     return accelerator

@@ -31,6 +31,7 @@ from plain_flowtron import PlainFlowtron
 from flowtron.audio import save_wav
 from flowtron.config import ModelConfig, TrainConfig, load_config, parse_config
 from flowtron.data import Batch, beta_binomial_prior
+from flowtron.device import keep_freed_memory
 from flowtron.model import build_model
 from flowtron.objective import Objective
 from flowtron.optim import build_optimizer
@@ -89,6 +90,8 @@ def loss_function(
 
 def stepper(size: str, kind: str, n_frames: int = FRAMES, shortest: float = 1.0) -> Callable[[], None]:
     """A contender's whole training step."""
+    if kind != "plain":
+        keep_freed_memory()  # as our training does
     model, loss = loss_function(size, kind, n_frames, shortest)
     optimizer = build_optimizer(model.parameters(), TRAIN)
 
