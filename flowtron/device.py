@@ -15,7 +15,7 @@ MMAP_BYTES, TRIM_BYTES = 32 << 20, 128 << 20
 def keep_freed_memory() -> None:
     """Let this process keep the memory of tensors that it freed; for training, whose steps all want the same again.
 
-    Without it up to a twelfth of a small model's step on a CPU goes into pages that the system takes back and zeroes anew.
+    Without it up to a twelfth of a small model's step on a CPU goes into pages that the system takes and zeroes anew.
     Systems without glibc keep their own ways.
     """
     try:
