@@ -1,7 +1,9 @@
 """Nothing ties the package to Linux: no modules of Unix alone, no encoding of the system's, devices by name."""
 
 import ast
+import ctypes
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowtron.device import choose_device
+from flowtron.device import choose_device, keep_freed_memory
 from flowtron.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -58,3 +60,27 @@ def test_auto_takes_the_best_device_there_is(monkeypatch):
     assert choose_device().type == "cuda" and choose_device("cuda:1").index == 1
     with pytest.raises(InputError, match="cuda:2"):
         choose_device("cuda:2")
+
+
+def test_systems_without_glibc_keep_their_own_ways(monkeypatch):
+    for missing in (AttributeError, OSError, TypeError):
+
+        def fails(name, missing=missing):
+            raise missing
+
+        monkeypatch.setattr(ctypes, "CDLL", fails)
+        keep_freed_memory()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the options are glibc's")
+def test_glibc_takes_the_options_of_memory(monkeypatch):
+    answers = []
+    real = ctypes.CDLL(None)
+
+    class Library:
+        def mallopt(self, option, value):
+            answers.append(real.mallopt(option, value))
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
+    keep_freed_memory()
+    assert answers == [1, 1]
