@@ -226,7 +226,7 @@ inline void multiply_columns(const float* x, int64_t stride, const Weight* panel
     for (int64_t k = 0; k < K; ++k) {
         const Weight* row = panel + k * WIDTH;
         __builtin_prefetch(ahead.at + k * ahead.bytes);
-        if (M <= 2) __builtin_prefetch(ahead.at + k * ahead.bytes + 64);  // with few items there is more than a line to fetch
+        if (ahead.bytes > 64) __builtin_prefetch(ahead.at + k * ahead.bytes + 64);
         WideVec w[P];
         for (int j = 0; j < P; ++j) {
             w[j] = decode(row, first + j);
