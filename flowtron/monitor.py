@@ -151,7 +151,7 @@ def speak_sentences(
         Utterance(tokenizer.encode(sentence, p_arpabet=1.0).tokens, speaker, seed=k)
         for k, (sentence, speaker) in enumerate(asked)
     ]
-    results = synthesize_mels(model, utterances, SamplingOptions(path_width=PATH_SHARE * path_width))
+    results = synthesize_mels(model, utterances, SamplingOptions(path_width=path_width))
     return [(sentence, speaker, result) for (sentence, speaker), result in zip(asked, results)]
 
 
@@ -261,12 +261,13 @@ def evaluate(
     if losses.output is not None:
         metrics |= alignment_scalars(_draw_batch(monitor, batch, losses.output, iteration), "teacher_forced")
     if train.eval_sentences and iteration >= max([train.aligner_iters, *train.flow_start_iters]):
-        spoken = speak_sentences(voice, tokenizer, train.eval_sentences, len(speakers), train.path_width)
+        path_width = PATH_SHARE * train.path_width
+        spoken = speak_sentences(voice, tokenizer, train.eval_sentences, len(speakers), path_width)
         metrics |= alignment_scalars([s.alignment for _, _, s in spoken], "free_running")
         if train.eval_wer and (errors := word_error_rate(spoken, config.audio_settings())) is not None:
             metrics["free_running/word_error_rate"] = errors
         _log_speech(monitor, spoken, speakers, config, iteration)
-        _log_prediction(monitor, voice, batch, iteration, train.path_width)
+        _log_prediction(monitor, voice, batch, iteration, path_width)
     monitor.scalars(metrics, iteration)
     print("\n" * monitor.live + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()), file=sys.stderr)
     if (warning := alignment_warning(metrics, iteration, config)) is not None:
@@ -281,7 +282,7 @@ def _log_prediction(monitor: Monitor, voice: AcousticModel, batch: Batch, iterat
         return
     tokens = batch.tokens[0, : batch.n_tokens[0]].tolist()
     utterance = Utterance(tokens, int(batch.speaker_id[0]), seed=0)
-    (result,) = synthesize_mels(voice, [utterance], SamplingOptions(path_width=PATH_SHARE * path_width))
+    (result,) = synthesize_mels(voice, [utterance], SamplingOptions(path_width=path_width))
     mels = [batch.mel[0, :, : batch.n_frames[0]], result.mel]
     monitor.writer.add_figure("validation/mel", mel_figure(mels, ["recorded", "synthesized"]), iteration)
 

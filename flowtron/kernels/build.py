@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -104,6 +105,14 @@ def load_library(name: str) -> ctypes.CDLL | None:
     except OSError as error:
         logger.warning("%s cannot be opened; the slower pure-torch code is used: %s", library, error)
         return None
+
+
+def team_size(products: int, per_thread: int) -> int:
+    """Threads, torch's number at most, that a loop with so many products a frame is worth.
+
+    per_thread: products that outweigh meeting with one more thread.
+    """
+    return min(torch.get_num_threads(), 1 + products // per_thread)
 
 
 def pointer(x: Tensor | None) -> ctypes.c_void_p:

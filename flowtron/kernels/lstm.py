@@ -11,16 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from flowtron.kernels.build import load_library, pointer
+from flowtron.kernels.build import load_library, pointer, team_size
 
 # Columns of a packed panel of weights, of which H must be a multiple.
 PANEL = 16
 PRODUCTS_PER_THREAD = 250_000  # of a frame, that outweigh meeting after it: one short sentence gets one thread
-
-
-def _team_size(batch: int, hidden: int) -> int:
-    """Threads that the recurrence of a batch is worth."""
-    return min(torch.get_num_threads(), 1 + batch * 4 * hidden**2 // PRODUCTS_PER_THREAD)
 
 
 class _Layer(torch.autograd.Function):
@@ -55,7 +50,7 @@ class _Layer(torch.autograd.Function):
         library.lstm_forward(
             *map(pointer, (gates, weight, h0, c0, hidden, cell, h, c)),
             *map(ctypes.c_int64, (batch, frames, width // 4)),
-            *map(ctypes.c_int, (dtype == torch.bfloat16, _team_size(batch, width // 4))),
+            *map(ctypes.c_int, (dtype == torch.bfloat16, team_size(batch * w_hh.numel(), PRODUCTS_PER_THREAD))),
         )
         ctx.has_bias = bias is not None
         ctx.save_for_backward(x, w_ih, weight, h0, c0, gates, hidden, cell)
@@ -74,7 +69,7 @@ class _Layer(torch.autograd.Function):
         library.lstm_backward(
             *map(pointer, (gates, cell, c0, weight, grad_hidden, grad_h, grad_c, grad_gates, grad_bias)),
             *map(ctypes.c_int64, (batch, frames, width // 4)),
-            *map(ctypes.c_int, (dtype == torch.bfloat16, _team_size(batch, width // 4))),
+            *map(ctypes.c_int, (dtype == torch.bfloat16, team_size(batch * weight.numel(), PRODUCTS_PER_THREAD))),
         )
         wanted = ctx.needs_input_grad
         rows = grad_gates.view(-1, width)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowtron.kernels.attention import CLAMP
-from flowtron.kernels.build import load_library, pointer
+from flowtron.kernels.build import load_library, pointer, team_size
 from flowtron.kernels.step_weights import DTYPES, LANES, WIDTH, Layer, Matrix, StepWeights
 
 WEIGHTS_PER_THREAD = 4_000_000  # products of a frame that outweigh meeting at every layer
@@ -154,7 +154,7 @@ def run_step(
         "gate_logits": gate_logits,
         "lengths": result.lengths,
     }
-    threads = min(torch.get_num_threads(), 1 + batch * weights.n_weights // WEIGHTS_PER_THREAD)
+    threads = team_size(batch * weights.n_weights, WEIGHTS_PER_THREAD)
     step = _Step(
         *(batch, frames, tokens, n_mels, weights.hidden, score.shape[0], width, len(weights.lstm), threads),
         *(temperature, math.nan if gate_threshold is None else gate_threshold),

@@ -218,6 +218,13 @@ struct Ahead {
     int64_t bytes;
 };
 
+// *sum += scale · total, scale 1 where there is none.
+inline void add_scaled(WideVec total, const float* scale, float* sum) {
+    if (scale) total *= *(const WideVec*)scale;
+    pin(total);  // or a compiler would fuse product and sum for some numbers of items
+    *(WideVec*)sum += total;
+}
+
 // Vectors [first, first + P) of sums (M, WIDTH) += scale · (x (M, K; rows stride apart) · panel (K, WIDTH)).
 template <int M, int P, typename Weight>
 inline void multiply_columns(const float* x, int64_t stride, const Weight* panel, int first, int64_t K,
@@ -241,9 +248,7 @@ inline void multiply_columns(const float* x, int64_t stride, const Weight* panel
     for (int m = 0; m < M; ++m) {
         for (int j = 0; j < P; ++j) {
             const int64_t at = (first + j) * WIDE;
-            if (scale) total[m][j] *= *(const WideVec*)(scale + at);
-            pin(total[m][j]);  // or a compiler would fuse product and sum for some M
-            *(WideVec*)(sums + m * WIDTH + at) += total[m][j];
+            add_scaled(total[m][j], scale ? scale + at : nullptr, sums + m * WIDTH + at);
         }
     }
 }
@@ -275,9 +280,8 @@ inline void multiply_pair(const float* x, const Weight* panel, int64_t apart, in
     }
     for (int p = 0; p < 2; ++p) {
         for (int j = 0; j < PARTS; ++j) {
-            if (scale) total[p][j] *= *(const WideVec*)(scale + p * scale_apart + j * WIDE);
-            pin(total[p][j]);
-            *(WideVec*)(sums + p * WIDTH + j * WIDE) += total[p][j];
+            const int64_t at = j * WIDE;
+            add_scaled(total[p][j], scale ? scale + p * scale_apart + at : nullptr, sums + p * WIDTH + at);
         }
     }
 }

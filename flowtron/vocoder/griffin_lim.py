@@ -73,7 +73,6 @@ class GriffinLim:
         angle = torch.rand(magnitude.shape[1:], generator=generator).to(mel) * (2 * torch.pi)
         phase = torch.polar(torch.ones_like(angle), angle).expand(magnitude.shape)
         n_samples = settings.hop_length * (mel.shape[2] - 1)
-        geometry = (settings.n_fft, settings.hop_length, settings.n_fft, window)
         if n_samples < settings.n_fft:
             # Too short for the padding of the transform: a longer mel of silence is cut afterwards.
             missing = settings.n_fft // settings.hop_length + 1
@@ -84,7 +83,7 @@ class GriffinLim:
         to_wav = InverseStft(window, settings.hop_length, mel.shape[2])
         for _ in range(self.n_iter):
             wav = to_wav(spectrum)
-            rebuilt = torch.stft(wav, *geometry, return_complex=True)
+            rebuilt = torch.stft(wav, settings.n_fft, settings.hop_length, window=window, return_complex=True)
             share = 0.0 if before is None else self.momentum / (1 + self.momentum)
             ahead = torch.sub(rebuilt, rebuilt if before is None else before, alpha=share)
             before = rebuilt
