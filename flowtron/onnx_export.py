@@ -6,6 +6,7 @@ channels, V value channels, L decoder LSTM layers.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from flowtron.checkpoint import load_model
 from flowtron.errors import InputError, remedy
 from flowtron.inference import DEFAULT_SIGMA, DURATION_SHARE, PATH_SHARE
+from flowtron.model.aligner import MAX_STD
 from flowtron.model.encoder import ConvEncoder
 from flowtron.model.flow import AffineFlow, Conditioner, TimeReversed
 from flowtron.model.flowtron import Flowtron
@@ -163,7 +165,7 @@ def export_encoder(model: Flowtron, path: Path) -> None:
         both = graph.node("Split", _linear(graph, predictor.output, inner), outputs=2, axis=2)
         mean, log_std = (graph.node("Squeeze", each, graph.numbers(2)) for each in both)
         graph.named(graph.node("Add", mean, graph.scalar(1.0)), "mean")
-        graph.named(graph.node("Clip", log_std, graph.scalar(-4.0), graph.scalar(1.0)), "log_std")
+        graph.named(graph.node("Clip", log_std, graph.scalar(-4.0), graph.scalar(math.log(MAX_STD))), "log_std")
         outputs |= {"mean": [1, "N"], "log_std": [1, "N"]}
     graph.save(path, {"tokens": [1, "N"], "speaker": [1]}, outputs, ("tokens", "speaker"))
 

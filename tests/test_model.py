@@ -271,6 +271,17 @@ def test_a_graph_is_captured_on_the_device_of_its_tensors(monkeypatch):
     assert entered == [z.device, "captured", "left"]
 
 
+def test_a_duration_that_little_is_known_of_does_not_run_away():
+    predictor = DurationPredictor(20, 2, 8).eval()
+    torch.nn.init.zeros_(predictor.output.weight)
+    texts = torch.randint(1, 20, (1, 50)), torch.tensor([50]), torch.tensor([0])
+    frames = []
+    for log_std in (-2.3, 1.0):
+        predictor.output.bias.data = torch.tensor([1.0, log_std])
+        frames.append(int(predictor.sample(*texts).sum()))
+    assert frames[0] < frames[1] < 2 * frames[0]
+
+
 @pytest.mark.parametrize("sigma", [0.0, 0.2, 1.0])
 def test_the_mean_duration_does_not_depend_on_sigma(sigma):
     torch.manual_seed(0)
