@@ -1,7 +1,7 @@
 // Scores of additive attention and their gradient, without the (B, T, N, A) tensor.
 //
 // With Q = exp(2 query), K = exp(2 key) and u = 1 / (1 + Q K):  tanh(query + key) = 1 - 2u, its derivative 4u(1 - u).
-// The inner loops so have one division and no exponential. Rows are padded to a multiple of LANES channels; a padded
+// The inner loops so have one reciprocal and no exponential. Rows are padded to a multiple of LANES channels; a padded
 // channel has score 0.
 #include "vector.hpp"
 
@@ -30,18 +30,8 @@ void additive_scores_forward(const float* Q, const float* K, const float* score,
             const int64_t to = stop ? std::clamp<int64_t>(stop[row], from, N) : N;
             std::fill(e, e + from, outside);
             std::fill(e + to, e + N, outside);
-            for (int64_t n = from; n < to; ++n) {
-                const float* k = K + (b * N + n) * A;
-                Vec left = {}, right = {};
-                int64_t a = 0;
-                for (; a + 2 * LANES <= A; a += 2 * LANES) {
-                    left += *(const Vec*)(score + a) / (1 + *(const Vec*)(q + a) * *(const Vec*)(k + a));
-                    const int64_t c = a + LANES;
-                    right += *(const Vec*)(score + c) / (1 + *(const Vec*)(q + c) * *(const Vec*)(k + c));
-                }
-                if (a < A) left += *(const Vec*)(score + a) / (1 + *(const Vec*)(q + a) * *(const Vec*)(k + a));
-                e[n] = total - 2 * sum(left + right);
-            }
+            for (int64_t n = from; n < to; ++n)
+                e[n] = total - 2 * weighted_reciprocals(q, K + (b * N + n) * A, score, A);
         }
     });
 }
@@ -73,7 +63,7 @@ void additive_scores_backward(const float* Q, const float* K, const float* score
                 Vec* dk = (Vec*)&grads[n * BLOCK * LANES];
                 grad_sum += g;
                 for (int j = 0; j < BLOCK; ++j) {
-                    const Vec u = 1 / (1 + q[j] * k[j]);
+                    const Vec u = reciprocal(1 + q[j] * k[j]);
                     const Vec gu = g * u;
                     const Vec d = gu - gu * u;
                     dq[j] += d;

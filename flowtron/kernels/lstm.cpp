@@ -81,6 +81,10 @@ void forward(Number* gates, const float* weight, const float* h0, const float* c
                 packed.multiply(before, stride, group, B, sums.data());
                 for (int64_t b = 0; b < B; ++b) {
                     Number* row = gates + (b * T + t) * 4 * H + unit;
+                    // The next frame's: a processor does not look ahead from one page of memory to another.
+                    for (int gate = 0; gate < 4; ++gate) __builtin_prefetch(row + (4 + gate) * H);
+                    __builtin_prefetch(cell + (b * T + t + 1) * H + unit, 1);
+                    __builtin_prefetch(hidden + (b * T + t + 1) * H + unit, 1);
                     const float* sum = &sums[b * WIDTH];
                     const Vec i = sigmoid(load(sum)), f = sigmoid(load(sum + LANES));
                     const Vec g = tanh(load(sum + 2 * LANES)), o = sigmoid(load(sum + 3 * LANES));
@@ -145,6 +149,12 @@ void backward(const Number* gates, const Number* cell, const float* c0, const fl
                         }
                         const int64_t at = (b * T + t) * 4 * H + u;
                         const Number* row = gates + at;
+                        for (int gate = 0; gate < 4; ++gate) {  // what the frame before will need, as in `forward`
+                            __builtin_prefetch(row - (4 - gate) * H);
+                            __builtin_prefetch(grad_gates + at - (4 - gate) * H, 1);
+                        }
+                        __builtin_prefetch(cell + (b * T + t - 2) * H + u);
+                        __builtin_prefetch(grad_hidden + (b * T + t - 1) * H + u);
                         const Vec i = load(row), f = load(row + H), g = load(row + 2 * H), o = load(row + 3 * H);
                         const Vec squashed = tanh(load(cell + (b * T + t) * H + u));
                         const Vec before = t ? load(cell + (b * T + t - 1) * H + u) : load(c0 + b * H + u);

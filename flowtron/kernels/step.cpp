@@ -195,14 +195,7 @@ class Runner {
         for (int64_t row = share.first; row < share.last; ++row) {
             if (!s.mask[row]) continue;
             const float *q = &asked_[row / s.N * s.A], *k = s.keys + row * s.A;
-            Vec left = {}, right = {};
-            int64_t a = 0;
-            for (; a + 2 * LANES <= s.A; a += 2 * LANES) {
-                left += load(s.score + a) / (1 + load(q + a) * load(k + a));
-                right += load(s.score + a + LANES) / (1 + load(q + a + LANES) * load(k + a + LANES));
-            }
-            if (a < s.A) left += load(s.score + a) / (1 + load(q + a) * load(k + a));
-            energy_[row] = total - 2 * sum(left + right);
+            energy_[row] = total - 2 * weighted_reciprocals(q, k, s.score, s.A);
         }
         barrier_.wait();
     }
