@@ -19,8 +19,8 @@ from starlette.exceptions import HTTPException
 
 from flowtron import __version__
 from flowtron.audio import resampled
-from flowtron.encode import FORMATS, encode
 from flowtron.errors import InputError
+from flowtron.formats import FORMATS, encode
 from flowtron.service import BusyError, Service, describe
 
 OPENAI_PCM_RATE = 24000  # Hz, what its clients expect of bare samples

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from flowtron.encode import encode
 from flowtron.errors import InputError
+from flowtron.formats import encode
 from flowtron.inference import DEFAULT_SIGMA
 from flowtron.service import SEED_LIMIT, Service, describe
 from flowtron.speech import Speech

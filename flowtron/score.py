@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from flowtron.data import Utterance
+from flowtron.encoding import Encoding, encode_batch, recorded_mel
 from flowtron.errors import InputError
 from flowtron.inference import reading_costs
 from flowtron.speech import write_atomically
-from flowtron.style import Encoding, encode_batch, recorded_mel
 from flowtron.synthesizer import Synthesizer
 
 BATCH = 8

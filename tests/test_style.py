@@ -9,6 +9,7 @@ from tiny import MODEL, SPEAKERS, write_wav
 
 from flowtron.config import ModelConfig
 from flowtron.data import Utterance
+from flowtron.encoding import predict_along
 from flowtron.errors import InputError
 from flowtron.inference import draw_latent, draw_noise
 from flowtron.loss import nats_per_dim, nll_loss
@@ -22,7 +23,6 @@ from flowtron.style import (
     encode,
     interpolate,
     interpolation_source,
-    predict_along,
     prior_source,
     reconstruct,
     transfer_alignment,

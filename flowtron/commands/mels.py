@@ -26,9 +26,9 @@ def run(options: argparse.Namespace) -> Outcome:
     import numpy as np
 
     from flowtron.data import read_filelist
+    from flowtron.encoding import encode, predict_along
     from flowtron.errors import InputError
     from flowtron.inference import DEFAULT_SIGMA
-    from flowtron.style import encode, predict_along
     from flowtron.tensorfile import replaced_file
 
     folder = Path(options.folder)

@@ -112,7 +112,7 @@ def run(options: argparse.Namespace) -> Outcome:
 
 def to_standard_output(voice: "Synthesizer", text: str, format: str, sampling: dict[str, Any]) -> Outcome:
     """Write sound as soon as it is there."""
-    from flowtron.encode import pcm, wav_header
+    from flowtron.formats import pcm, wav_header
 
     out = sys.stdout.buffer
     if format == "wav":
@@ -129,7 +129,7 @@ def to_file(
     """Write one sound file, with its picture and times where they are asked for."""
     import soundfile
 
-    from flowtron.encode import encode
+    from flowtron.formats import encode
     from flowtron.speech import save_times
     from flowtron.tensorfile import replaced_file
 
