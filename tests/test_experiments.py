@@ -5,16 +5,20 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from tiny import SPEAKERS, save_tiny_voice, write_wav
 
 from flowtron.checkpoint import save_model
 from flowtron.config import Config, ModelConfig
+from flowtron.data import Utterance
 from flowtron.errors import exit_code_of
 from flowtron.evaluate import Heard
 from flowtron.model import build_any
+from flowtron.model.prior import Mixture
 from flowtron.text import SYMBOLS
 
 # The tiny voice speaks noise, in which there is often no pitch.
@@ -200,12 +204,24 @@ def test_transfer_from_a_speaker_that_the_voice_never_heard(experiment, folder, 
     assert fast > 0.1 and slow < -0.1, "tempo is told against the stranger's own usual one"
 
 
+@pytest.mark.parametrize(("second_half", "told"), [((0.0, 5.0), 1.0), ((5.0, 0.0), 0.0), ((0.0, 0.0), 0.5)])
+def test_means_of_mixtures_tell_speakers(experiment, second_half, told):
+    mixtures = experiment[0]("mixtures")
+    encodings = []
+    for speaker, mean in zip("ab" * 2, (0.0, 5.0, *second_half)):
+        means = torch.tensor([[[mean, 9.0], [mean, 9.0]]])
+        mixture = Mixture(means, torch.zeros_like(means), torch.tensor([[1.0, 0.0]]))
+        encodings.append(SimpleNamespace(utterance=Utterance("", "", speaker), mixture=mixture))
+    assert mixtures.told_by_means(encodings) == told
+
+
 def test_mixtures(experiment, folder, capsys):
     load, perform = experiment
     mixtures = load("mixtures", ("Hm.",))
     corpus = ["--corpus", folder / "corpus" / "train.txt", "--seeds", 1]
     code, result, output = perform(mixtures, *corpus, model="mixture")
     assert code == 0 and 0 <= result["shows"]["share of recordings whose speaker their component tells"] <= 1
+    assert 0 <= result["shows"]["share whose speaker the mean of their mixture tells"] <= 1
     assert result["shows"]["by chance"] == 0.5
     assert len(measurements(output)) == 3 * len(mixtures.DIMENSIONS) * 2
     table = (output / "table.md").read_text()
