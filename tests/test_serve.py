@@ -432,7 +432,7 @@ def test_the_style_of_a_reference_is_its_tempo_too(voice, tmp_path):
     from flowtron.data import Utterance
     from flowtron.style import Posterior, encode, tempo
 
-    path = write_wav(tmp_path / "a.wav", 0.6)
+    path = write_wav(tmp_path / "a.wav", 1.0)
     evidence = encode(voice, [Utterance(path, "A tone is heard.", "ann")], "ann")
     posterior, fast = Posterior.of([evidence[0].z], 0.5), tempo(voice, evidence)
     assert abs(fast - 1) > 0.1
