@@ -5,9 +5,9 @@
 MODEL's prior is a mixture (configs/mixture.json). Assignments: the mean probability of each component over the
 recordings of each speaker, and how often the most probable component tells a recording's speaker, by the speaker that
 it is most probable for on the other half of the recordings; the same of the mixture's mean, by which speaker's mean
-mixture is nearest. Translation: one sentence is spoken from each component,
-and with the mean of one dimension moved by some of its standard deviations; what changes is its mean F0, its length and
-its level, as differences to the same draw left where it is.
+mixture is nearest. Sampling: one sentence is spoken from each component; its mean F0 and its level. Translation: the
+same with the mean of one dimension moved by some of its standard deviations; how F0, length and level differ from the
+same draw left where it is.
 """
 
 import numpy as np
@@ -90,8 +90,9 @@ def main() -> None:
     with torch.inference_mode():
         prior = voice.flowtron.mixture.unconditional()
     n_components = prior.prob.shape[1]
-    hop, each, moved = voice.settings.hop_length, [], []
+    hop, each, spoken, moved = voice.settings.hop_length, [], [], []
     for component in range(n_components):
+        starts = []
         for seed in range(options.seeds):
 
             def say(mixture, component=component, seed=seed) -> Speech:
@@ -102,6 +103,7 @@ def main() -> None:
             if seed == 0:
                 still.save(options.output / "wavs" / f"component{component}.wav")
             start = measure(still, hop)
+            starts.append(start)
             for dimension in DIMENSIONS:
                 for deviations in DEVIATIONS:
                     speech = say(translate(prior, component, dimension, deviations))
@@ -120,11 +122,19 @@ def main() -> None:
                             "level_db": round(change[2], 3),
                         }
                     )
+        spoken.append(
+            {
+                "spoken from": f"component {component}",
+                "mean F0, Hz": shown(mean_interval([f0 for f0, _, _ in starts])),
+                "level, dB": shown(mean_interval([level for _, _, level in starts])),
+            }
+        )
     for dimension in DIMENSIONS:
         for deviations in DEVIATIONS:
             some = [row for row in each if row["dimension"] == dimension and row["deviations"] == deviations]
             moved.append(
                 {
+                    "spoken from": "any, moved",
                     "dimension": dimension,
                     "deviations": f"{deviations:+g}",
                     "mean F0, Hz": shown(mean_interval([row["f0_hz"] for row in some])),
@@ -142,7 +152,7 @@ def main() -> None:
     chance = max(sum(e.utterance.speaker == name for e in encodings) for name in names) / len(encodings)
     write_results(
         options,
-        [*rows, *moved],
+        [*rows, *spoken, *moved],
         each,
         {
             "share of recordings whose speaker their component tells": round(told, 3),
