@@ -5,8 +5,8 @@
 MODEL's prior is a mixture (configs/mixture.json). Assignments: the mean probability of each component over the
 recordings of each speaker, and how often the most probable component tells a recording's speaker, by the speaker that
 it is most probable for on the other half of the recordings; the same of the mixture's mean, by which speaker's mean
-mixture is nearest. Sampling: one sentence is spoken from each component; its mean F0 and its level. Translation: the
-same with the mean of one dimension moved by some of its standard deviations; how F0, length and level differ from the
+mixture is nearest. Sampling: sentences are spoken from each component; their mean F0 and level. Translation: one of
+them with the mean of one dimension moved by some of its standard deviations; how F0, length and level differ from the
 same draw left where it is.
 """
 
@@ -95,15 +95,15 @@ def main() -> None:
         starts = []
         for seed in range(options.seeds):
 
-            def say(mixture, component=component, seed=seed) -> Speech:
+            def say(mixture, text=SENTENCES[0], component=component, seed=seed) -> Speech:
                 z = prior_source(voice, seed, DEFAULT_SIGMA, mixture, component)
-                return voice.render(SENTENCES[0], options.speaker, z=z, seed=seed, duration_sigma=0.0)
+                return voice.render(text, options.speaker, z=z, seed=seed, duration_sigma=0.0)
 
             still = say(prior)
             if seed == 0:
                 still.save(options.output / "wavs" / f"component{component}.wav")
             start = measure(still, hop)
-            starts.append(start)
+            starts += [start, *(measure(say(prior, text), hop) for text in SENTENCES[1:])]
             for dimension in DIMENSIONS:
                 for deviations in DEVIATIONS:
                     speech = say(translate(prior, component, dimension, deviations))
