@@ -36,6 +36,11 @@ def load(options: argparse.Namespace) -> Synthesizer:
     return Synthesizer.load(options.model, **({} if options.vocoder is None else {"vocoder": options.vocoder}))
 
 
+def level_db(wav: np.ndarray) -> float:
+    """Mean power of wav (T_samples,) in dB of full scale."""
+    return 10 * float(np.log10(max(1e-12, float(np.mean(wav**2)))))
+
+
 def mean_interval(values: Sequence[float], resamples: int = 2000) -> tuple[float, float, float]:
     """Mean of values with its 95 % bootstrap interval; NaN is left out."""
     known = np.array([value for value in values if np.isfinite(value)])

@@ -10,59 +10,73 @@ them with the mean of one dimension moved by some of its standard deviations; ho
 same draw left where it is.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
-from common import SENTENCES, load, mean_interval, parser, shown, write_results
+from common import SENTENCES, level_db, load, mean_interval, parser, shown, write_results
 from matplotlib.figure import Figure
 
 from flowtron.data import read_filelist
 from flowtron.errors import InputError, exit_code_of
 from flowtron.evaluate import pitch
+from flowtron.model.prior import Mixture
 from flowtron.speech import Speech
 from flowtron.style import Encoding, component_shares, encode, prior_source, translate
 from flowtron.synthesizer import DEFAULT_SIGMA
 
 DIMENSIONS = (0, 10, 20, 40)
 DEVIATIONS = (-4.0, 4.0)
+Guess = Callable[[np.ndarray, dict[str, np.ndarray]], str]
 
 
-def told_share(encodings: list[Encoding]) -> float:
-    """Share of the second half of recordings whose speaker the most probable component tells."""
+def told(encodings: list[Encoding], features: list[np.ndarray], guess: Guess) -> float:
+    """Share of the second half of recordings whose speaker is guessed right, knowing the first half.
+
+    Args:
+        encodings: of the recordings.
+        features: what is looked at of each.
+        guess: takes one recording's features and the known ones, (n, ...) by speaker; returns a speaker.
+    """
     half = len(encodings) // 2
-    votes: dict[int, dict[str, float]] = {}
-    for encoding in encodings[:half]:
-        assert encoding.mixture is not None
-        for component, probability in enumerate(encoding.mixture.prob[0].tolist()):
-            by_speaker = votes.setdefault(component, {})
-            by_speaker[encoding.utterance.speaker] = by_speaker.get(encoding.utterance.speaker, 0.0) + probability
-    told = []
-    for encoding in encodings[half:]:
-        assert encoding.mixture is not None
-        by_speaker = votes[int(encoding.mixture.prob[0].argmax())]
-        told.append(max(by_speaker, key=lambda name: by_speaker[name]) == encoding.utterance.speaker)
-    return float(np.mean(told))
+    speakers = [encoding.utterance.speaker for encoding in encodings]
+    known = {
+        name: np.stack([row for row, speaker in zip(features[:half], speakers) if speaker == name])
+        for name in dict.fromkeys(speakers[:half])
+    }
+    return float(np.mean([guess(row, known) == speaker for row, speaker in zip(features[half:], speakers[half:])]))
+
+
+def mixtures_of(encodings: list[Encoding]) -> list[Mixture]:
+    """The mixture of every recording."""
+    mixtures = [encoding.mixture for encoding in encodings if encoding.mixture is not None]
+    assert len(mixtures) == len(encodings)
+    return mixtures
+
+
+def told_by_components(encodings: list[Encoding]) -> float:
+    """Share whose speaker the most probable component tells: the one for whom it is the most probable."""
+
+    def guess(prob: np.ndarray, known: dict[str, np.ndarray]) -> str:
+        return max(known, key=lambda name: float(known[name][:, prob.argmax()].sum()))
+
+    return told(encodings, [mixture.prob[0].numpy() for mixture in mixtures_of(encodings)], guess)
 
 
 def told_by_means(encodings: list[Encoding]) -> float:
-    """As told_share, by which speaker of the first half has the nearest mean of the mixture."""
-    half = len(encodings) // 2
-    means = []
-    for encoding in encodings:
-        assert encoding.mixture is not None
-        means.append((encoding.mixture.mean[0] * encoding.mixture.prob[0]).sum(1).numpy())
-    by_speaker: dict[str, list[np.ndarray]] = {}
-    for encoding, mean in zip(encodings[:half], means):
-        by_speaker.setdefault(encoding.utterance.speaker, []).append(mean)
-    centres = {name: np.mean(rows, 0) for name, rows in by_speaker.items()}
-    nearest = [min(centres, key=lambda name: float(np.linalg.norm(mean - centres[name]))) for mean in means[half:]]
-    return float(np.mean([name == encoding.utterance.speaker for name, encoding in zip(nearest, encodings[half:])]))
+    """Share whose speaker the mixture's mean tells: the one whose mean mixture is the nearest."""
+
+    def guess(mean: np.ndarray, known: dict[str, np.ndarray]) -> str:
+        return min(known, key=lambda name: float(np.linalg.norm(mean - known[name].mean(0))))
+
+    means = [(mixture.mean[0] * mixture.prob[0]).sum(1).numpy() for mixture in mixtures_of(encodings)]
+    return told(encodings, means, guess)
 
 
 def measure(speech: Speech, hop_length: int) -> tuple[float, float, float]:
     """Mean F0 in Hz, seconds, and level in dB."""
     f0 = pitch(speech.wav, speech.sample_rate, hop_length)
-    level = 10 * float(np.log10(max(1e-12, float(np.mean(speech.wav**2)))))
-    return float(f0[f0 > 0].mean()) if (f0 > 0).any() else float("nan"), speech.seconds, level
+    return float(f0[f0 > 0].mean()) if (f0 > 0).any() else float("nan"), speech.seconds, level_db(speech.wav)
 
 
 def main() -> None:
@@ -82,7 +96,6 @@ def main() -> None:
     chosen = [row[k] for k in range(options.limit) for row in rows_of if k < len(row)]
     encodings = encode(voice, chosen)
     shares = component_shares(encodings)
-    told = told_share(encodings)
     rows = [
         {"speaker": name, **{f"component {k}": f"{p:.3f}" for k, p in enumerate(shares[name].tolist())}}
         for name in names
@@ -155,7 +168,7 @@ def main() -> None:
         [*rows, *spoken, *moved],
         each,
         {
-            "share of recordings whose speaker their component tells": round(told, 3),
+            "share of recordings whose speaker their component tells": round(told_by_components(encodings), 3),
             "share whose speaker the mean of their mixture tells": round(told_by_means(encodings), 3),
             "by chance": round(chance, 3),
         },

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import SENTENCES, load, mean_interval, parser, shown, write_results
+from common import SENTENCES, level_db, load, mean_interval, parser, shown, write_results
 from matplotlib.figure import Figure
 
 from flowtron.data import Utterance, read_filelist
@@ -90,7 +90,7 @@ def measure(speech: Speech, hop_length: int) -> dict[str, float]:
     return {
         "semitones": 12 * float(np.log2(np.median(voiced))) if len(voiced) else float("nan"),
         "rate": -float(np.log(speech.seconds)),
-        "gain_db": 10 * float(np.log10(max(1e-12, float(np.mean(speech.wav**2))))),
+        "gain_db": level_db(speech.wav),
     }
 
 
