@@ -41,9 +41,13 @@ class FeatureCache:
         path.parent.mkdir(exist_ok=True)
         # Renaming is atomic: another process sees all of the file or none.
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+            os.replace(temporary, path)
+        except OSError:
+            os.unlink(temporary)
+            raise
 
     def content_of(self, path: Path) -> str:
         """Hash of a file's content; an unchanged file is not read again."""

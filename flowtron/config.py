@@ -158,7 +158,7 @@ class TrainConfig(Section):
     iters_per_checkpoint: int = Field(1000, ge=1)
     keep_checkpoints: int = Field(3, ge=1)
     batch_size: int = Field(6, ge=1)
-    seed: int = 1234
+    seed: int = Field(1234, ge=0, lt=2**32)
     checkpoint_path: str = Field("", description="training checkpoint to resume from; the output directory's own wins")
     warmstart_checkpoint_path: str = ""
     include_layers: list[str] | None = Field(None, description="globs or substrings of weights to take; null takes all")
@@ -237,10 +237,15 @@ class Config(Section):
         return self.data.audio_settings(self.model.n_mel_channels)
 
     @property
+    def last_stage_iteration(self) -> int:
+        """Iteration at which the last stage begins, in which all steps of flow are trained."""
+        return max([self.train.aligner_iters, *self.train.flow_start_iters[: self.model.n_flows]])
+
+    @property
     def settled_iteration(self) -> int:
         """Iteration from which on the loss stays the same function: the last stage has begun, all help is gone."""
         train = self.train
-        starts = [train.aligner_iters, *train.flow_start_iters[: self.model.n_flows]]
+        starts = [self.last_stage_iteration]
         if not self.model.aligner_dim and train.use_ctc_loss:
             starts.append(train.ctc_loss_start_iter)
         if not self.model.aligner_dim and train.attn_prior_full_iters:

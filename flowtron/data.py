@@ -97,16 +97,19 @@ def _at_line_of(utterance: Utterance) -> Iterator[None]:
 
 
 class SpeakerTable:
-    """Speakers and their rows; the order is that of the names as text, as in the original ('103' < '1034' < '107')."""
+    """Speakers and their rows; the order is that of the names as text, as in the original ('103' < '1034' < '107').
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = sorted(set(map(str, names)))
+    Where weights exist already, the speakers that they know keep their rows, and new ones come after.
+    """
+
+    def __init__(self, names: Sequence[str], known: Sequence[str] = ()) -> None:
+        self.names = [*known, *sorted(set(map(str, names)) - set(known))]
         self._index = {name: k for k, name in enumerate(self.names)}
 
     @classmethod
-    def from_utterances(cls, utterances: Sequence[Utterance]) -> "SpeakerTable":
-        """Table of all speakers of a filelist."""
-        return cls([u.speaker for u in utterances])
+    def from_utterances(cls, utterances: Sequence[Utterance], known: Sequence[str] = ()) -> "SpeakerTable":
+        """Table of all speakers of a filelist, after those that have rows already."""
+        return cls([u.speaker for u in utterances], known)
 
     def __len__(self) -> int:
         return len(self.names)

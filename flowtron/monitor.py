@@ -6,6 +6,7 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
@@ -169,7 +170,7 @@ def alignment_scalars(reports: list[AlignmentReport], prefix: str) -> dict[str, 
 def alignment_warning(metrics: dict[str, float], iteration: int, config: Config) -> str | None:
     """What to try when attention does not align long after the last stage began, or None when all is well."""
     train, model = config.train, config.model
-    if iteration < max([train.aligner_iters, *train.flow_start_iters]) + PATIENCE_ITERS:
+    if iteration < config.last_stage_iteration + PATIENCE_ITERS:
         return None
     shares = {kind: metrics.get(f"{kind}/aligned_share", 1.0) for kind in ("teacher_forced", "free_running")}
     if min(shares.values()) >= ALIGNED_SHARE:
@@ -230,8 +231,10 @@ def word_error_rate(spoken: list[tuple[str, int, Synthesized]], settings: AudioS
     except InputError:
         return None
     vocoder = load_vocoder("griffin_lim", settings)
+    # In what overflowed nothing is heard, as in silence.
     wavs = [vocoder(result.mel[None].float().cpu())[0].numpy() for _, _, result in spoken]
-    heard = [listen(text, wav, settings.sample_rate) for (text, _, _), wav in zip(spoken, wavs)]
+    finite = [np.nan_to_num(wav, posinf=0.0, neginf=0.0) for wav in wavs]
+    heard = [listen(text, wav, settings.sample_rate) for (text, _, _), wav in zip(spoken, finite)]
     return 100 * sum(h.word_errors for h in heard) / max(1, sum(h.words for h in heard))
 
 
@@ -260,7 +263,7 @@ def evaluate(
         metrics["validation/log_scale_largest"] = largest_log_scale(losses.output)
     if losses.output is not None:
         metrics |= alignment_scalars(_draw_batch(monitor, batch, losses.output, iteration), "teacher_forced")
-    if train.eval_sentences and iteration >= max([train.aligner_iters, *train.flow_start_iters]):
+    if train.eval_sentences and iteration >= config.last_stage_iteration:
         path_width = PATH_SHARE * train.path_width
         spoken = speak_sentences(voice, tokenizer, train.eval_sentences, len(speakers), path_width)
         metrics |= alignment_scalars([s.alignment for _, _, s in spoken], "free_running")

@@ -101,24 +101,37 @@ class Average(nn.Module):
     It starts with the weights of the first update, so that none of the random initial values remain.
     """
 
+    n_updates: Tensor
+
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__()
         self.module = copy.deepcopy(model).requires_grad_(False)
-        self.decay, self.n_updates = decay, 0
+        self.decay = decay
+        self.register_buffer("n_updates", torch.zeros((), dtype=torch.int64), persistent=False)
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move towards the present weights of the model."""
+    def update(self, model: nn.Module, finite: Tensor) -> None:
+        """Move towards the present weights of the model, unless `finite` (a boolean of no dimensions) is false.
+
+        A GPU is not waited for: a step that was left out moves the average by nothing.
+        """
         averages, weights = [tuple(m.parameters()) for m in (self.module, model)]
-        torch._foreach_lerp_(averages, weights, 1 - self.decay if self.n_updates else 1.0)
+        share = torch.where(self.n_updates == 0, 1.0, 1 - self.decay) * finite
+        if share.device.type == "cpu":
+            if share > 0:
+                torch._foreach_lerp_(averages, weights, float(share))
+        else:
+            towards = torch._foreach_sub(weights, averages)
+            torch._foreach_mul_(towards, share)
+            torch._foreach_add_(averages, towards)
         for average, value in zip(self.module.buffers(), model.buffers()):
             average.copy_(value)
-        self.n_updates += 1
+        self.n_updates += finite
 
     def get_extra_state(self) -> int:
         """Return the number of updates, to be kept with the weights."""
-        return self.n_updates
+        return int(self.n_updates)
 
     def set_extra_state(self, state: int) -> None:
         """Take up the number of updates."""
-        self.n_updates = state
+        self.n_updates.fill_(state)

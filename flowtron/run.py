@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch.distributed
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from flowtron.checkpoint import best_checkpoint, load_training_state, save_training_state
@@ -29,7 +30,10 @@ from flowtron.tensorfile import replaced_file
 from flowtron.warmstart import freeze_all_but
 
 MAX_BAD_STEPS = 10
-AGREE_EVERY = 10  # iterations after which several processes ask each other whether to stop
+# Several processes ask each other whether to stop after so many iterations, or earlier when that takes longer.
+AGREE_EVERY = 10
+AGREE_SECONDS = 2.0
+LOCK = ".lock"  # held by a run on its output directory
 
 
 def mixed_precision(train: TrainConfig) -> str:
@@ -95,8 +99,12 @@ def forget_old(folder: Path, keep: int) -> None:
             shutil.rmtree(path)
     for path in training_states(folder)[:-keep]:
         path.unlink()
-    for path in [*folder.glob(".best.*"), *folder.glob("*/.*")]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    # By our names alone: the folder may hold what is not ours.
+    for path in [*folder.glob(".best.*"), *folder.glob("checkpoints/.[0-9]*"), *folder.glob("training/.[0-9]*.pt.*")]:
+        if path.is_dir() and path.suffix in (".new", ".old"):
+            shutil.rmtree(path)
+        elif path.is_file():
+            path.unlink()
 
 
 @dataclass(kw_only=True)
@@ -111,6 +119,10 @@ class Run:
     average: Average | None
     iteration: int = 0
     bad_steps: int = 0
+    is_measured: bool = True  # whether what was validated last is of these weights, where validation is due
+    saved_iteration: int = -1
+    _agreement: tuple[int, float] = (0, 0.0)  # iteration and second of the last one, by should_stop
+    _agree_after: int = 1
 
     @property
     def trained(self) -> nn.Module:
@@ -159,7 +171,7 @@ class Run:
         if self.accelerator.scaler is not None or skip_unless(inner, finite):
             self.optimizer.step()
             if self.average is not None:
-                self.average.update(self.trained)
+                self.average.update(self.trained, finite)
         self.optimizer.zero_grad()
 
     def tell_bad_step(self, paths: Sequence[str], iteration: int | None = None) -> None:
@@ -184,9 +196,17 @@ class Run:
         """Whether to save and stop; several processes agree on it, so that none waits for one that has left."""
         if self.accelerator.num_processes == 1:
             return requested
-        if self.iteration % AGREE_EVERY:
+        before, then = self._agreement
+        if self.iteration < before + self._agree_after:
             return False
-        return bool(self.sum_over_processes(torch.tensor([float(requested)], device=self.accelerator.device)) > 0)
+        now = time.monotonic()
+        mine = torch.tensor([float(requested), now - then if before else AGREE_SECONDS], dtype=torch.float64)
+        stops, seconds = self.sum_over_processes(mine.float().to(self.accelerator.device)).tolist()
+        # All count on from the same numbers, so all ask again at the same iteration.
+        a_step = seconds / self.accelerator.num_processes / max(1, self.iteration - before)
+        self._agreement = self.iteration, now
+        self._agree_after = max(1, min(AGREE_EVERY, int(AGREE_SECONDS / max(a_step, 1e-6))))
+        return bool(stops > 0)
 
     def measure(self, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Let the first process measure, and tell the others what it found."""
@@ -202,6 +222,8 @@ class Run:
         return {
             "iteration": self.iteration,
             "bad_steps": self.bad_steps,
+            "is_measured": self.is_measured,
+            "optim_algo": self.config.train.optim_algo,
             "model": self.trained.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -210,9 +232,21 @@ class Run:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave; a run that averages only now starts with the weights that it has."""
+        """Take up what `state_dict` gave; a run that averages only now starts with the weights that it has.
+
+        The optimizer's settings are those of the config.
+
+        Raises:
+            ValueError: another optimizer's.
+        """
+        algorithm = self.config.train.optim_algo
+        if saved.get("optim_algo", algorithm) != algorithm:
+            raise ValueError(f"its optim_algo is {saved['optim_algo']}, the config's {algorithm}")
         self.trained.load_state_dict(saved["model"])
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(saved["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, settings):
+            group.update(own)
         if self.average is not None:
             if saved["average"] is None:
                 self.average.module.load_state_dict(saved["model"])
@@ -222,15 +256,16 @@ class Run:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
         self.schedule.load_state_dict(saved["schedule"])
         self.iteration, self.bad_steps = saved["iteration"], saved["bad_steps"]
+        self.is_measured, self.saved_iteration = saved.get("is_measured", True), self.iteration
 
-    def resume(self, path: Path) -> None:
-        """Go on from a training state.
+    def resume(self, path: Path, saved: dict[str, Any] | None = None) -> None:
+        """Go on from a training state, which was read already if it is given.
 
         Raises:
             InputError: it is damaged or of another model.
         """
         try:
-            self.load_state_dict(load_training_state(path))
+            self.load_state_dict(load_training_state(path) if saved is None else saved)
         except (KeyError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise InputError(
@@ -239,22 +274,92 @@ class Run:
             ) from None
         self.accelerator.print(f"resumed from {path} at iteration {self.iteration}")
 
+    def save_state(self) -> None:
+        """Write the state to go on from."""
+        file = self.folder / "training" / f"{self.iteration:08d}.pt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_training_state(file, self.state_dict())
+        self.saved_iteration = self.iteration
+
     def save(self, write_checkpoint: Callable[[Path], object], is_best: bool) -> Path:
         """Write a checkpoint with the state to go on from, forget old ones, and return the checkpoint's folder.
 
-        The training state comes last and is what a run goes on from: whatever a kill leaves unfinished before it is
-        written again, the same, by the run that goes on from the state before.
+        The training state comes last: whatever a kill leaves unfinished before it is written again, the same, by the
+        run that goes on from the state before.
         """
         path = self.checkpoint
         write_checkpoint(path)
         if is_best:
             with replaced_file(self.folder / "best") as note:
                 note.write(path.name.encode())
-        training_file = self.folder / "training" / f"{self.iteration:08d}.pt"
-        training_file.parent.mkdir(parents=True, exist_ok=True)
-        save_training_state(training_file, self.state_dict())
+        self.save_state()
         forget_old(self.folder, self.config.train.keep_checkpoints)
         return path
+
+    def validate_and_save(
+        self, evaluate: Callable[[], dict[str, float]], save: Callable[[dict[str, float], bool], object]
+    ) -> Path:
+        """Measure, note whether it is the best, and save; the first process does it, and tells the others.
+
+        The state is written before as well, marked as not measured, so that nothing that happens to the measuring
+        costs the steps taken; a run that goes on from it measures first.
+        """
+        self.is_measured = False
+        if self.accelerator.is_main_process:
+            self.save_state()
+        metrics = self.measure(evaluate)
+        # Losses of different stages do not compare: until the last has begun, the newest is the best.
+        is_settled = bool(self.config.vocoder.kind) or self.iteration >= self.config.settled_iteration
+        is_best = not is_settled or self.schedule.validated(metrics["validation/total"])
+        self.is_measured = True
+        if self.accelerator.is_main_process:
+            save(metrics, is_best)
+        self.accelerator.wait_for_everyone()
+        return self.checkpoint
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of an output directory, which is made if there is none.
+
+    Raises:
+        InputError: another one is in it, or it cannot be written.
+    """
+    if int(os.environ.get("RANK", 0)):
+        yield
+        return
+    lock = FileLock(folder / LOCK, blocking=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"{folder}: another training is running in it; wait for its end or name another "
+            "train_config.output_directory."
+        ) from None
+    except NotImplementedError:  # a file system without locks
+        pass
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another place.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def steps_kept(state: Run, save: Callable[[], object]) -> Iterator[None]:
+    """Save the steps taken since the last checkpoint when an error ends the training.
+
+    Raises:
+        InputError: as it came.
+    """
+    try:
+        yield
+    except InputError:
+        if state.accelerator.is_main_process and state.iteration > max(0, state.saved_iteration):
+            save()
+        raise
 
 
 def moving_parts(config: Config, accelerator: Accelerator, model: nn.Module, objective: nn.Module) -> dict[str, Any]:

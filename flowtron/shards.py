@@ -10,7 +10,7 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,16 @@ def _webdataset() -> Any:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What an index says: names of the speakers, URLs of the shards, utterances and frames in all of them."""
+    """What an index says: names of the speakers, URLs of the shards, utterances and frames in all of them.
+
+    `lengths` are the frames of each utterance in order, by shard; an index may lack them for some or all.
+    """
 
     speakers: list[str]
     urls: list[str]
     n_utterances: int
     n_frames: int
+    lengths: dict[str, list[int]]
 
 
 def write_shards(dataset: Dataset, folder: str | Path, utterances_per_shard: int, seed: int = 1234) -> Path:
@@ -67,7 +71,7 @@ def write_shards(dataset: Dataset, folder: str | Path, utterances_per_shard: int
     shards = []
     for number, start in enumerate(range(0, len(order), utterances_per_shard)):
         rows = order[start : start + utterances_per_shard]
-        name, n_frames = f"{number:06d}.tar", 0
+        name, lengths = f"{number:06d}.tar", []
         with replaced_file(folder / name) as file, _webdataset().TarWriter(file) as tar:
             for row in rows:
                 utterance, mel, buffer = dataset.utterances[row], dataset.mel(row).numpy(), io.BytesIO()
@@ -76,8 +80,8 @@ def write_shards(dataset: Dataset, folder: str | Path, utterances_per_shard: int
                 about["path"] = str(utterance.path)
                 content = {"mel.npy": buffer.getvalue(), "json": json.dumps(about).encode()}
                 tar.write({"__key__": f"{row:09d}", **content})
-                n_frames += mel.shape[1]
-        shards.append({"url": name, "utterances": len(rows), "frames": n_frames})
+                lengths.append(mel.shape[1])
+        shards.append({"url": name, "utterances": len(rows), "frames": sum(lengths), "lengths": lengths})
     index = {
         "version": VERSION,
         "audio": dataset.settings.fingerprint(),
@@ -86,7 +90,7 @@ def write_shards(dataset: Dataset, folder: str | Path, utterances_per_shard: int
     }
     path = folder / "index.json"
     with replaced_file(path) as file:
-        file.write(json.dumps(index, indent=1).encode())
+        file.write(json.dumps(index).encode())
     return path
 
 
@@ -110,12 +114,15 @@ def read_index(path: str | Path, settings: AudioSettings) -> ShardIndex:
         shards, speakers = index["shards"], [str(name) for name in index["speakers"]]
         urls = [url if ":" in url else str(path.parent / url) for url in (shard["url"] for shard in shards)]
         n_utterances, n_frames = (sum(shard[key] for shard in shards) for key in ("utterances", "frames"))
-    except (KeyError, TypeError):
+        lengths = {url: list(map(int, shard["lengths"])) for url, shard in zip(urls, shards) if "lengths" in shard}
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path}: not an index of shards; write one with scripts/make_shards.py.") from None
     for url in urls:
         if ":" not in url and not Path(url).is_file():
             raise InputError(f"{path}: its shard {url} is missing; copy it there or write the shards anew.")
-    return ShardIndex(speakers, urls, n_utterances, n_frames)
+    return ShardIndex(speakers, urls, n_utterances, n_frames, lengths)
 
 
 class ShardSampler:
@@ -180,16 +187,17 @@ class ShardStream(IterableDataset[Batch]):
     def __init__(self, sampler: ShardSampler, tokenizer: Tokenizer, speakers: SpeakerTable, *prior: Any) -> None:
         self.sampler, self.tokenizer, self.speakers, self.prior = sampler, tokenizer, speakers, prior
 
-    def _samples(self, stream: int, n_streams: int) -> Iterator[Sample]:
-        sampler, wds = self.sampler, _webdataset()
-        for number in count():
-            # All readers draw the same order and take every n-th, so that over the passes each reads every shard.
-            order = list(sampler.index.urls)
-            random.Random(f"{sampler.seed} {sampler.epoch} {number}").shuffle(order)
-            for sample in wds.DataPipeline(
-                wds.SimpleShardList(order[stream::n_streams]), wds.tarfile_to_samples(wds.reraise_exception)
-            ):
-                yield number, json.loads(sample["json"]), sample["mel.npy"]
+    def _shards(self, number: int, stream: int, n_streams: int) -> list[str]:
+        """URLs of a reader's shards in a pass."""
+        # All readers draw the same order and take every n-th, so that over the passes each reads every shard.
+        order = list(self.sampler.index.urls)
+        random.Random(f"{self.sampler.seed} {self.sampler.epoch} {number}").shuffle(order)
+        return order[stream::n_streams]
+
+    def _samples(self, urls: Sequence[str], number: int) -> Iterator[Sample]:
+        wds = _webdataset()
+        for sample in wds.DataPipeline(wds.SimpleShardList(urls), wds.tarfile_to_samples(wds.reraise_exception)):
+            yield number, json.loads(sample["json"]), sample["mel.npy"]
 
     def _cut(self, samples: Sequence[Sample]) -> list[list[Sample]]:
         batches: list[list[Sample]] = [[]]
@@ -201,20 +209,38 @@ class ShardStream(IterableDataset[Batch]):
             batches[-1].append(sample)
         return batches
 
-    def _batches(self, stream: int, n_streams: int) -> Iterator[list[Sample]]:
+    def _numbers_of_batches(self, urls: Sequence[str], window: int) -> list[int] | None:
+        """How many batches each window of these shards makes; None where the index lacks lengths."""
+        lengths = self.sampler.index.lengths
+        if not all(url in lengths for url in urls):
+            return None
+        samples: list[Sample] = [(0, {"frames": n, "path": ""}, b"") for url in urls for n in lengths[url]]
+        return [len(self._cut(samples[start : start + window])) for start in range(0, len(samples), window)]
+
+    def _batches(self, stream: int, n_streams: int, skip: int) -> Iterator[list[Sample]]:
+        """Batches of a reader, pass after pass, but for the first `skip`.
+
+        Passes that are left out whole are not read, only counted.
+        """
         sampler = self.sampler
         mean = sampler.index.n_frames / sampler.index.n_utterances
-        size = sampler.batch_size or max(1, int((sampler.frames_per_batch or 0) / mean))
+        window = BUCKET_BATCHES * (sampler.batch_size or max(1, int((sampler.frames_per_batch or 0) / mean)))
         generator = random.Random(f"{sampler.seed} {sampler.epoch} {stream}")
-        held: list[Sample] = []
-        for sample in self._samples(stream, n_streams):
+        for number in count():
+            urls = self._shards(number, stream, n_streams)
+            numbers = self._numbers_of_batches(urls, window) if skip else None
+            if numbers is not None and sum(numbers) <= skip:
+                for n in numbers:
+                    generator.shuffle(list(range(n)))  # as reading would
+                skip -= sum(numbers)
+                continue
+            samples = self._samples(urls, number)
             # A pass ends with what is left, so that it has every utterance once.
-            if held and (len(held) == size * BUCKET_BATCHES or held[0][0] != sample[0]):
+            while held := list(islice(samples, window)):
                 batches = self._cut(held)
                 generator.shuffle(batches)
-                yield from batches
-                held = []
-            held.append(sample)
+                left_out, skip = min(skip, len(batches)), max(0, skip - len(batches))
+                yield from batches[left_out:]
 
     def _item(self, sample: Sample) -> Item:
         number, about, mel = sample
@@ -233,9 +259,8 @@ class ShardStream(IterableDataset[Batch]):
         turn = (worker + used) % n_workers
         skip = -(-(used - turn) // n_workers)
         stream = sampler.rank * n_workers + turn
-        for number, samples in enumerate(self._batches(stream, sampler.world_size * n_workers)):
-            if number >= skip:
-                yield collate_batch([self._item(sample) for sample in samples], *self.prior)
+        for samples in self._batches(stream, sampler.world_size * n_workers, skip):
+            yield collate_batch([self._item(sample) for sample in samples], *self.prior)
 
 
 def make_shard_loader(

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import hashlib
 import sys
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,17 +23,27 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from flowtron.checkpoint import save_model
+from flowtron.checkpoint import load_training_state, save_model
 from flowtron.config import Config, load_config
 from flowtron.data import Batch, Dataset, LengthBucketBatchSampler, SpeakerTable, make_loader, read_filelist
 from flowtron.errors import InputError
 from flowtron.model import AcousticModel, build_any
 from flowtron.monitor import Monitor, evaluate
 from flowtron.objective import Losses, build_objective, counts
-from flowtron.run import MAX_BAD_STEPS, Interrupt, Run, checkpoints, moving_parts, newest_state, start_processes
+from flowtron.run import (
+    MAX_BAD_STEPS,
+    Interrupt,
+    Run,
+    checkpoints,
+    claimed,
+    moving_parts,
+    newest_state,
+    start_processes,
+    steps_kept,
+)
 from flowtron.shards import ShardSampler, make_shard_loader, read_index
 from flowtron.text import SYMBOLS, Tokenizer
-from flowtron.warmstart import warm_start
+from flowtron.warmstart import different_scales, old_speakers, warm_start
 
 
 class Step(NamedTuple):
@@ -70,10 +81,27 @@ class State(Run):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on."""
-        return super().state_dict() | {"sampler": self.sampler.state_dict()}
+        return super().state_dict() | {"sampler": self.sampler.state_dict(), "means": self._means()}
+
+    def _means(self) -> dict[str, Any]:
+        """What the numbers in and out of the model stand for."""
+        model = self.config.model
+        scale = {"mel_mean": model.mel_mean, "mel_std": model.mel_std}
+        audio = {**self.config.audio_settings().fingerprint(), **scale}
+        return {"speakers": self.speakers.names, "symbols": list(self.tokenizer.symbols), **audio}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Take up what `state_dict` gave.
+
+        Raises:
+            ValueError: mels, symbols or rows of speakers are not what they were.
+        """
+        now = self._means()
+        for name, then in saved.get("means", {}).items():
+            here = now[name][: len(then)] if name == "speakers" else now[name]
+            if here != then:
+                shown = "" if isinstance(then, list) else f": {then} then, {here} now"
+                raise ValueError(f"its {name} differs{shown}")
         super().load_state_dict(saved)
         self.sampler.load_state_dict(saved["sampler"])
 
@@ -94,9 +122,14 @@ def prepare_tokenizer(config: Config) -> Tokenizer:
 
 
 def prepare_data(
-    config: Config, tokenizer: Tokenizer, accelerator: Accelerator
+    config: Config, tokenizer: Tokenizer, accelerator: Accelerator, known: Sequence[str] = (), keeps_known: bool = False
 ) -> tuple[SpeakerTable, LengthBucketBatchSampler | ShardSampler, Any, Dataset]:
     """Open the corpus: speakers, sampler, loader of training batches, validation data.
+
+    Args:
+        config, tokenizer, accelerator: of the training.
+        known: speakers who have rows already; the corpus's are put after them.
+        keeps_known: keep those rows even if the model's table has no room for all, which is an error then.
 
     Raises:
         InputError: a file is missing or wrong, or there are more speakers than the model's table has rows.
@@ -105,7 +138,10 @@ def prepare_data(
     is_sharded = data.training_files.endswith(".json")
     index = read_index(data.training_files, config.audio_settings()) if is_sharded else None
     utterances = [] if is_sharded else read_filelist(data.training_files)
-    speakers = SpeakerTable.from_utterances(utterances) if index is None else SpeakerTable(index.speakers)
+    names = [u.speaker for u in utterances] if index is None else index.speakers
+    speakers = SpeakerTable(names, known)
+    if len(speakers) > config.model.n_speakers and not keeps_known:
+        speakers = SpeakerTable(names)
     if len(speakers) > config.model.n_speakers:
         raise InputError(
             f"{data.training_files}: {len(speakers)} speakers, but model_config.n_speakers is "
@@ -159,10 +195,27 @@ def prepare(config: Config) -> State:
     accelerator = start_processes(config)
     set_seed(train.seed)
     tokenizer = prepare_tokenizer(config)
-    with accelerator.main_process_first():  # which fills the cache where lengths need the sound itself
-        speakers, sampler, loader, validation = prepare_data(config, tokenizer, accelerator)
-    model = build_any(config.model)
+    for sentence in train.eval_sentences:
+        tokenizer.encode(sentence, p_arpabet=1.0)  # rather refused now than at the first validation
     saved = newest_state(config)
+    going_on = None if saved is None else load_training_state(saved)
+    known: Sequence[str] = ()
+    if going_on is not None:
+        known = going_on.get("means", {}).get("speakers", ())
+    elif train.warmstart_checkpoint_path:
+        known = old_speakers(train.warmstart_checkpoint_path, train.include_layers, train.ignore_layers)
+    with accelerator.main_process_first():  # which fills the cache where lengths need the sound itself
+        speakers, sampler, loader, validation = prepare_data(
+            config, tokenizer, accelerator, known, keeps_known=going_on is not None
+        )
+    model = build_any(config.model)
+    settled = config.settled_iteration
+    if (train.lr_schedule == "plateau" or train.early_stop_patience) and settled:
+        never = 0 < train.max_iters <= settled
+        accelerator.print(
+            f"plateau and early stop {'never begin' if never else 'begin'}: the loss stays the same function only from "
+            f"iteration {settled} on, after all stages and the help of the prior."
+        )
     if train.warmstart_checkpoint_path and saved is None:
         table = warm_start(
             model,
@@ -171,8 +224,15 @@ def prepare(config: Config) -> State:
             train.ignore_layers,
             speakers.names,
             tokenizer.symbols,
+            train.finetune_layers,
         )
         accelerator.print(table)
+        if differences := different_scales(train.warmstart_checkpoint_path, config):
+            warnings.warn(
+                f"{train.warmstart_checkpoint_path}: its mels are others, {'; '.join(differences)}: most of its "
+                "weights fit only its own, set those in the config.",
+                stacklevel=2,
+            )
     state = State(
         **moving_parts(config, accelerator, model, build_objective(model, train, data)),
         speakers=speakers,
@@ -181,8 +241,8 @@ def prepare(config: Config) -> State:
         loader=loader,
         validation=validation,
     )
-    if saved is not None:
-        state.resume(saved)
+    if saved is not None and going_on is not None:
+        state.resume(saved, going_on)
     return state
 
 
@@ -279,6 +339,11 @@ def step(state: State, batches: list[Batch]) -> Step:
         is_last = number == len(batches) - 1
         with contextlib.nullcontext() if is_last else accelerator.no_sync(state.objective):
             losses: Losses = state.objective(batch, state.iteration, None if shares is None else shares[number])
+            if not losses.total.requires_grad:
+                raise InputError(
+                    f"iteration {state.iteration}: train_config.finetune_layers lets no weight of this stage be "
+                    "trained; add some, or leave out the stage (aligner_iters=0, flow_start_iters=[])."
+                )
             accelerator.backward(losses.total)
         for name, value in {**losses.named, "total": losses.total.detach()}.items():
             sums[name] = sums[name] + value if name in sums else value
@@ -303,8 +368,6 @@ def check(state: State, everything: bool = False) -> None:
         state.bad_steps += 1
         state.tell_bad_step([path for batch in done.batches for path in batch.paths], iteration)
         if state.bad_steps >= MAX_BAD_STEPS:
-            if state.accelerator.is_main_process:
-                save(state, {}, is_best=False)
             state.give_up()
 
 
@@ -316,16 +379,25 @@ def train(config: Config) -> Path:
         KeyboardInterrupt: Ctrl-C; the state is saved by then.
     """
     if config.vocoder.kind:
-        from flowtron.vocoder.training import train_vocoder
+        from flowtron.vocoder.training import train_vocoder as train_kind
+    else:
+        train_kind = train_voice
+    with claimed(Path(config.train.output_directory)):
+        return train_kind(config)
 
-        return train_vocoder(config)
+
+def train_voice(config: Config) -> Path:
+    """Train a voice as configured, see `train`."""
     state = prepare(config)
     settings = config.train
     accelerator = state.accelerator
     monitor = Monitor(config, accelerator.is_main_process, accelerator.num_processes, state.iteration)
     path = next(reversed(checkpoints(state.folder)), state.folder)
     saved_at = state.iteration
-    with monitor, worker_deaths(), Interrupt(settings.max_hours) as stop:
+    keep = steps_kept(state, lambda: save(state, {}, is_best=False))
+    with monitor, keep, worker_deaths(), Interrupt(settings.max_hours) as stop:
+        if not state.is_measured:
+            path = validate_and_save(state, monitor)
         if state.is_over:
             return path
         for batches in steps(state):
@@ -352,20 +424,14 @@ def train(config: Config) -> Path:
 
 
 def validate_and_save(state: State, monitor: Monitor) -> Path:
-    """Measure, log, save; keep the best. The first process does it, and tells the others what it found."""
+    """Measure, log, save; keep the best."""
     check(state, everything=True)
-    metrics = state.measure(
+    return state.validate_and_save(
         lambda: evaluate(
             state.voice, state.validation, state.tokenizer, state.speakers, state.iteration, state.config, monitor
-        )
+        ),
+        lambda metrics, is_best: save(state, metrics, is_best),
     )
-    # Losses of different stages do not compare: until the last has begun, the newest is the best.
-    is_best = state.iteration < state.config.settled_iteration or state.schedule.validated(metrics["validation/total"])
-    path = state.checkpoint
-    if state.accelerator.is_main_process:
-        path = save(state, metrics, is_best)
-    state.accelerator.wait_for_everyone()
-    return path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -376,7 +442,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         path = train(load_config(options.config, options.params))
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from torch import Tensor, nn
 
 from flowtron.checkpoint import load_weights, read_description
+from flowtron.config import Config
 from flowtron.errors import InputError
 
 
@@ -19,7 +20,7 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     )
 
 
-def require_matches(names: Iterable[str], patterns: Sequence[str], key: str) -> None:
+def require_matches(names: Iterable[str], patterns: Sequence[str], key: str, what: str = "weight") -> None:
     """Refuse a pattern that fits no weight.
 
     Raises:
@@ -28,13 +29,12 @@ def require_matches(names: Iterable[str], patterns: Sequence[str], key: str) -> 
     names = list(names)
     for pattern in patterns:
         if not any(matches(name, [pattern]) for name in names):
-            raise InputError(
-                f"train_config.{key}: '{pattern}' fits no weight; weights are named like '{names[0]}', correct it."
-            )
+            like = f"weights are named like '{names[0]}', " if names else ""
+            raise InputError(f"train_config.{key}: '{pattern}' fits no {what}; {like}correct it.")
 
 
 def _merge_rows(
-    name: str, new: Tensor, old: Tensor, names: Sequence[str] | None, old_names: Sequence[str] | None
+    name: str, new: Tensor, old: Tensor, names: Sequence[str] | None, old_names: Sequence[str]
 ) -> tuple[Tensor, str]:
     """Take the rows of a grown, shrunk or re-ordered table: by name where both sides have names, else by number.
 
@@ -57,6 +57,30 @@ def _merge_rows(
     return merged, f"loaded: {len(pairs)} of {len(new)} rows {how}{rest}"
 
 
+def old_speakers(path: str, include: Sequence[str] | None, ignore: Sequence[str]) -> list[str]:
+    """Speakers whose rows a warm start takes, in order; "row 0" and so on where the checkpoint has no names for them.
+
+    None where the patterns leave the rows, or the file does not tell.
+    """
+    row = "speaker_embedding.weight"
+    if not Path(path).is_dir() or matches(row, ignore) or not (include is None or matches(row, include)):
+        return []
+    about = read_description(Path(path))
+    n_rows = about["config"]["model_config"]["n_speakers"]
+    return [str(name) for name in about.get("speakers") or (f"row {k}" for k in range(n_rows))]
+
+
+def different_scales(path: str, config: Config) -> list[str]:
+    """What a checkpoint's mels differ in from those of a config, a clause for each difference."""
+    if not Path(path).is_dir():
+        return []
+    about = read_description(Path(path))
+    model = about["config"]["model_config"]
+    old = {name: model.get(name, default) for name, default in (("mel_mean", 0.0), ("mel_std", 1.0))} | about["audio"]
+    new = {"mel_mean": config.model.mel_mean, "mel_std": config.model.mel_std, **config.audio_settings().fingerprint()}
+    return [f"{name} is {new[name]} here and {old[name]} there" for name in new if old.get(name) != new[name]]
+
+
 def warm_start(
     model: nn.Module,
     path: str,
@@ -64,6 +88,7 @@ def warm_start(
     ignore: Sequence[str],
     speakers: Sequence[str] | None = None,
     symbols: Sequence[str] | None = None,
+    trained: Sequence[str] = (),
 ) -> str:
     """Take weights from a checkpoint into a model, in place.
 
@@ -76,17 +101,18 @@ def warm_start(
         include: patterns of weights to take; None takes all.
         ignore: patterns of weights to leave.
         speakers, symbols: what the rows of the model's tables stand for.
+        trained: patterns of the only weights to be trained; none stands for all.
 
     Returns:
         A table of what happened to every weight.
 
     Raises:
-        InputError: the checkpoint cannot be read, or a pattern fits nothing.
+        InputError: the checkpoint cannot be read, a pattern fits nothing, or a weight would stay random for good.
     """
     about = read_description(Path(path)) if Path(path).is_dir() else {}
     rows = {"speakers": speakers, "symbols": symbols}
     old_rows = {kind: [str(name) for name in about.get(kind) or []] for kind in rows}
-    return take_weights(model, load_weights(path), path, include, ignore, rows, old_rows)
+    return take_weights(model, load_weights(path), path, include, ignore, rows, old_rows, trained)
 
 
 def take_weights(
@@ -97,11 +123,12 @@ def take_weights(
     ignore: Sequence[str],
     rows_of: Mapping[str, Sequence[str] | None] = MappingProxyType({}),
     old_rows_of: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    trained: Sequence[str] = (),
 ) -> str:
     """Take weights into a model, as `warm_start` does; `rows_of` names the tables' rows by "speakers" and "symbols".
 
     Raises:
-        InputError: a pattern fits nothing.
+        InputError: a pattern fits nothing, or a weight would stay random for good.
     """
     current = model.state_dict()
     names = sorted({*saved, *current})
@@ -130,6 +157,13 @@ def take_weights(
         else:
             verdict = f"re-initialised: shape {tuple(saved[name].shape)} is not {tuple(current[name].shape)}"
         rows.append(f"{name:60s} {verdict}")
+    require_matches(taken, include or [], "include_layers", "weight that both the model and the checkpoint have")
+    for name, _ in model.named_parameters():
+        if trained and name not in taken and not matches(name, trained):
+            raise InputError(
+                f"{origin}: it has no '{name}' for this model, and train_config.finetune_layers would leave "
+                "that random; take the checkpoint's model_config, or train it as well."
+            )
     model.load_state_dict(taken, strict=False)
     return "\n".join([f"warm start from {origin}", *rows])
 

@@ -12,7 +12,7 @@ from training import last_state, same, tiny_config, write_corpus
 
 from flowtron.data import Dataset, SpeakerTable, read_filelist
 from flowtron.errors import InputError
-from flowtron.shards import ShardSampler, make_shard_loader, read_index, write_shards
+from flowtron.shards import ShardSampler, ShardStream, make_shard_loader, read_index, write_shards
 from flowtron.text import Tokenizer
 from flowtron.train import prepare_tokenizer, train
 
@@ -66,6 +66,25 @@ def test_a_place_in_the_stream_can_be_returned_to(index, dataset, n_workers):
     rest = batches(index, dataset, 4, position=5, n_workers=n_workers)
     for ours, wanted in zip(rest, whole[5:]):
         assert ours.paths == wanted.paths and torch.equal(ours.tokens, wanted.tokens)
+
+
+def test_passes_before_a_place_are_not_read_again(index, dataset, monkeypatch):
+    whole = batches(index, dataset, 75)
+    read = []
+    original = ShardStream._samples
+    monkeypatch.setattr(ShardStream, "_samples", lambda *arguments: read.append(arguments[2]) or original(*arguments))
+    rest = batches(index, dataset, 4, position=71)
+    assert [batch.paths for batch in rest] == [batch.paths for batch in whole[71:]]
+    assert len(read) <= 2 and min(read) > 8, "passes that are over before the place"
+    # An index without lengths, as earlier versions wrote, is read from the start.
+    about = json.loads(index.read_text())
+    for shard in about["shards"]:
+        del shard["lengths"]
+    older = index.with_name("older.json")
+    older.write_text(json.dumps(about))
+    read.clear()
+    assert [batch.paths for batch in batches(older, dataset, 4, position=71)] == [batch.paths for batch in rest]
+    assert min(read) == 0
 
 
 def test_processes_read_different_shards(index, dataset):

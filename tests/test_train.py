@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from training import Run, last_state, run_on, same, scale_as_float16, tiny_config, write_corpus
 
@@ -16,7 +17,7 @@ from flowtron.errors import InputError
 from flowtron.model import build_model
 from flowtron.objective import Objective
 from flowtron.optim import Average, Schedule, build_optimizer, skip_unless
-from flowtron.run import checkpoints, mixed_precision, training_states
+from flowtron.run import LOCK, checkpoints, claimed, mixed_precision, training_states
 from flowtron.train import prepare, step, steps, train
 
 
@@ -66,7 +67,7 @@ def test_death_while_a_checkpoint_is_written_loses_nothing(corpus, tmp_path, unb
     train_on(config)
     assert same(last_state(tmp_path), unbroken)
     assert [path.name for path in training_states(tmp_path)] == ["00000012.pt"]
-    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".") and path.name != LOCK]
 
 
 def test_kills_at_random_moments_change_nothing(corpus, tmp_path, unbroken):
@@ -260,6 +261,109 @@ def test_a_state_of_another_model_is_refused(corpus, tmp_path):
         train(tiny_config(corpus, tmp_path, max_iters=2, n_hidden=32))
 
 
+def test_a_state_of_another_optimizer_or_other_mels_is_refused(corpus, tmp_path):
+    train(tiny_config(corpus, tmp_path, max_iters=1))
+    for change in ({"optim_algo": "RAdam"}, {"mel_mean": -5.0}, {"mel_fmax": 7000.0}):
+        with pytest.raises(InputError, match=f"{'f_max' if 'mel_fmax' in change else next(iter(change))}.*start anew"):
+            train(tiny_config(corpus, tmp_path, max_iters=2, **change))
+
+
+def test_settings_of_the_optimizer_are_those_of_the_config_after_a_resumption(corpus, tmp_path):
+    train(tiny_config(corpus, tmp_path, max_iters=1, weight_decay=0.5))
+    state = prepare(tiny_config(corpus, tmp_path, max_iters=2, weight_decay=0.25))
+    assert [group["weight_decay"] for group in state.optimizer.param_groups] == [0.25]
+
+
+def test_speakers_keep_their_rows_when_the_corpus_gains_one(corpus, tmp_path):
+    train(tiny_config(corpus, tmp_path, max_iters=2, n_speakers=3))
+    lines = (corpus / "train.txt").read_text()
+    (corpus / "more.txt").write_text(lines + "\n0.wav|one.|aa")
+    config = tiny_config(corpus, tmp_path, max_iters=4, n_speakers=3, training_files=str(corpus / "more.txt"))
+    state = prepare(config)
+    assert state.iteration == 2 and state.speakers.names == ["a", "b", "aa"]
+    assert load_model(train(config)).speakers == ["a", "b", "aa"]
+
+
+def test_steps_survive_a_validation_that_fails(corpus, tmp_path, monkeypatch, unbroken):
+    def failing(*arguments):
+        raise RuntimeError("no")
+
+    config = tiny_config(corpus, tmp_path)
+    with monkeypatch.context() as context:
+        context.setattr("flowtron.train.evaluate", failing)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="no"):
+                train(config)
+            assert last_state(tmp_path)["iteration"] == 4 and not checkpoints(tmp_path)
+    train(config)
+    assert [path.name for path in checkpoints(tmp_path)] == ["00000004", "00000008", "00000012"]
+    assert same(last_state(tmp_path), unbroken)
+
+
+def test_sentences_that_cannot_be_spoken_are_refused_at_the_start(corpus, tmp_path):
+    for sentence in ("", "你好"):
+        with pytest.raises(InputError, match="has nothing to say"):
+            prepare(tiny_config(corpus, tmp_path, eval_sentences=[sentence]))
+    prepare(tiny_config(corpus, tmp_path, eval_sentences=["Hello there."]))
+
+
+def test_a_recording_that_is_broken_costs_no_steps(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus")
+    config = tiny_config(corpus, tmp_path / "run", max_iters=50, iters_per_checkpoint=1000, feature_cache_path="")
+    state = prepare(config)
+    paths = [path for _, batches in zip(range(4), steps(state)) for batch in batches for path in batch.paths]
+    soundfile.write(paths[-1], np.full(4000, np.nan, dtype=np.float32), 22050, subtype="FLOAT")
+    with pytest.raises(InputError, match=r"finite|NaN"):
+        train(config)
+    assert last_state(tmp_path / "run")["iteration"] > 0
+
+
+def test_what_is_not_ours_stays_in_the_output_directory(corpus, tmp_path):
+    for name in (".env", "project/.git/config", "project/.env", "checkpoints/.mine/file"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    for name in ("checkpoints/.00000001.x.new/file", "training/.00000001.pt.y", ".best.z"):  # by a kill
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("left by a kill")
+    train(tiny_config(corpus, tmp_path, max_iters=1))
+    names = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]
+    kept = {name for name in names if not name.startswith(("checkpoints/00000001/", "training/00000001.pt"))}
+    assert kept == {".env", "project/.git/config", "project/.env", "checkpoints/.mine/file", "best", LOCK}
+
+
+def test_two_runs_in_one_folder_are_refused(corpus, tmp_path):
+    with claimed(tmp_path), pytest.raises(InputError, match="another training is running"):
+        train(tiny_config(corpus, tmp_path, max_iters=1))
+    train(tiny_config(corpus, tmp_path, max_iters=1))
+
+
+def test_a_stage_without_a_trained_weight_is_refused_by_name(corpus, tmp_path):
+    config = tiny_config(corpus, tmp_path, aligner_dim=8, aligner_iters=3, finetune_layers=["*gate*"])
+    with pytest.raises(InputError, match=r"iteration 0: train_config.finetune_layers .* \(aligner_iters=0"):
+        train(config)
+    config = tiny_config(corpus, tmp_path, aligner_dim=8, aligner_iters=3, finetune_layers=["aligner.*"])
+    with pytest.raises(InputError, match="iteration 3"):
+        train(config)
+    assert last_state(tmp_path)["iteration"] == 3
+
+
+def test_several_processes_agree_to_stop_within_seconds(corpus, tmp_path, monkeypatch):
+    """However long a step takes; with quick ones they do not ask every time."""
+    state = prepare(tiny_config(corpus, tmp_path))
+    now, asked = [0.0], []
+    monkeypatch.setattr(type(state.accelerator), "num_processes", 2)
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr(state, "sum_over_processes", lambda values: asked.append(state.iteration) or 2 * values)
+    for seconds, at_most in ((4.0, 1), (0.01, 10)):
+        asked.clear()
+        for _ in range(40):
+            state.iteration += 1
+            now[0] += seconds
+            assert not state.should_stop(False)
+        assert max(np.diff(asked)[2:]) == at_most
+    assert any(state.should_stop(True) for state.iteration in range(state.iteration + 1, state.iteration + 11))
+
+
 def test_checkpoint_path_takes_up_the_state_of_another_run(corpus, tmp_path):
     train(tiny_config(corpus, tmp_path / "first", max_iters=2))
     state = prepare(
@@ -343,13 +447,16 @@ def test_learning_rates():
 
 
 def test_averaged_weights_follow_their_equation():
-    model = torch.nn.Linear(2, 2)
+    model, yes, no = torch.nn.Linear(2, 2), torch.tensor(True), torch.tensor(False)
     average = Average(model, 0.9)
+    torch.nn.init.constant_(model.weight, 3.0)
+    average.update(model, no)  # a step that was left out does not count as the first either
     torch.nn.init.constant_(model.weight, 1.0)
-    average.update(model)
+    average.update(model, yes)
     assert torch.equal(average.module.weight, model.weight)
     torch.nn.init.constant_(model.weight, 2.0)
-    average.update(model)
+    average.update(model, yes)
+    average.update(model, no)
     torch.testing.assert_close(average.module.weight, torch.full((2, 2), 1.1))
     other = Average(model, 0.9)
     other.load_state_dict(average.state_dict())

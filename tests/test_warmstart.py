@@ -87,6 +87,43 @@ def test_speakers_keep_their_voices_whatever_their_rows(corpus, one_step):
     assert rows["speaker_embedding.weight"] == "loaded: 2 of 4 rows by name, 2 at the mean of the old"
 
 
+@pytest.mark.parametrize("speakers", [["b", "d"], []])
+def test_a_new_speaker_is_added_to_the_old_ones(corpus, tmp_path, one_step, speakers):
+    """A filelist of the new one alone: the old ones keep their rows, whether they have names or not."""
+    _, old = one_step
+    _, config = model_of(corpus, n_flows=1, aligner_dim=8)
+    path = save_model(tmp_path / "old", old, config, symbols=SYMBOLS, speakers=speakers)
+    (corpus / "zoe.txt").write_text("0.wav|one.|a\n1.wav|two.|a")
+    files = {"training_files": str(corpus / "zoe.txt"), "validation_files": str(corpus / "zoe.txt")}
+    common = {"n_flows": 1, "aligner_dim": 8, "warmstart_checkpoint_path": str(path), **files}
+    state = prepare(tiny_config(corpus, tmp_path / "grown", n_speakers=3, **common))
+    assert state.speakers.names == [*(speakers or ["row 0", "row 1"]), "a"]
+    rows = state.model.speaker_embedding.weight
+    assert torch.equal(rows[:2], old.speaker_embedding.weight)
+    assert torch.equal(rows[2], old.speaker_embedding.weight.mean(0))
+    # Without room for them only the new one is there.
+    state = prepare(tiny_config(corpus, tmp_path / "alone", n_speakers=1, **common))
+    assert state.speakers.names == ["a"]
+
+
+def test_weights_that_would_stay_random_are_refused(corpus, tmp_path, one_step):
+    options = {"n_flows": 1, "aligner_dim": 8, "n_hidden": 24, "finetune_layers": ["*speaker_embedding.weight"]}
+    with pytest.raises(InputError, match=r"it has no 'flows\.0\..*would leave that random"):
+        prepare(tiny_config(corpus, tmp_path, warmstart_checkpoint_path=one_step[0], **options))
+
+
+def test_other_mels_are_told(corpus, tmp_path, one_step):
+    options = {"n_flows": 1, "aligner_dim": 8, "mel_mean": -5.0}
+    with pytest.warns(UserWarning, match=r"its mels are others, mel_mean is -5\.0 here and 0\.0 there"):
+        prepare(tiny_config(corpus, tmp_path, warmstart_checkpoint_path=one_step[0], **options))
+
+
+def test_patterns_must_take_something(corpus, one_step):
+    model, _ = model_of(corpus, n_flows=2, aligner_dim=8)
+    with pytest.raises(InputError, match=r"'flows\.1\.\*' fits no weight that both the model and the checkpoint have"):
+        warm_start(model, one_step[0], ["text_encoder", "flows.1.*"], [])
+
+
 def test_symbols_go_by_name_too(corpus, one_step):
     path, old = one_step
     model, _ = model_of(corpus, n_flows=1, aligner_dim=8)

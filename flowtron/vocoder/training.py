@@ -28,7 +28,7 @@ from flowtron.config import Config
 from flowtron.data import Utterance, read_filelist, require_even
 from flowtron.errors import InputError
 from flowtron.monitor import Monitor
-from flowtron.run import MAX_BAD_STEPS, Interrupt, Run, moving_parts, newest_state, start_processes
+from flowtron.run import MAX_BAD_STEPS, Interrupt, Run, moving_parts, newest_state, start_processes, steps_kept
 from flowtron.vocoder.loading import build_vocoder_model, from_file, load_weights_into
 from flowtron.vocoder.objective import vocoder_objective
 from flowtron.warmstart import take_weights
@@ -316,20 +316,17 @@ def evaluate(state: VocoderState, monitor: Monitor) -> dict[str, float]:
 
 
 def save(state: VocoderState, is_best: bool) -> None:
-    """Let the first process write a checkpoint, the vocoder's folder beside the state to go on with."""
-    if state.accelerator.is_main_process:
-        file = as_file(state)
-        state.save(
-            lambda path: save_vocoder(path, file.kind, file.architecture, file.state, file.audio, step=file.step),
-            is_best,
-        )
+    """Write a checkpoint, the vocoder's folder beside the state to go on with."""
+    file = as_file(state)
+    state.save(
+        lambda path: save_vocoder(path, file.kind, file.architecture, file.state, file.audio, step=file.step),
+        is_best,
+    )
 
 
 def validate_and_save(state: VocoderState, monitor: Monitor) -> Path:
     """Measure, log, save the vocoder's folder and the state to go on with; keep the best."""
-    save(state, state.schedule.validated(state.measure(lambda: evaluate(state, monitor))["validation/total"]))
-    state.accelerator.wait_for_everyone()
-    return state.checkpoint
+    return state.validate_and_save(lambda: evaluate(state, monitor), lambda _, is_best: save(state, is_best))
 
 
 def train_vocoder(config: Config) -> Path:
@@ -343,13 +340,14 @@ def train_vocoder(config: Config) -> Path:
     monitor = Monitor(config, accelerator.is_main_process, accelerator.num_processes, state.iteration)
     path = state.checkpoint if state.iteration else state.folder
     n_frames = len(state.batch_numbers()) * settings.batch_size * state.training.n_frames
-    with monitor, Interrupt(settings.max_hours) as stop:
+    with monitor, steps_kept(state, lambda: save(state, is_best=False)), Interrupt(settings.max_hours) as stop:
+        if not state.is_measured:
+            path = validate_and_save(state, monitor)
         while not state.is_over:
             losses, norm = step(state)
             rate = state.schedule.rate(state.iteration)
             state.iteration += 1
             if state.bad_steps >= MAX_BAD_STEPS:
-                save(state, is_best=False)
                 state.give_up()
             monitor.step(state.iteration, settings.max_iters, losses, norm, rate, n_frames, n_frames)
             last = state.should_stop(stop.requested) or state.iteration == settings.max_iters
