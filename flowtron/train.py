@@ -395,7 +395,8 @@ def train_voice(config: Config) -> Path:
     path = next(reversed(checkpoints(state.folder)), state.folder)
     saved_at = state.iteration
     keep = steps_kept(state, lambda: save(state, {}, is_best=False))
-    with monitor, keep, worker_deaths(), Interrupt(settings.max_hours) as stop:
+    # A killed worker may interrupt a step, whose weights are not saved.
+    with monitor, worker_deaths(), keep, Interrupt(settings.max_hours) as stop:
         if not state.is_measured:
             path = validate_and_save(state, monitor)
         if state.is_over:
