@@ -26,6 +26,7 @@ from flowtron.service import BusyError, Service, describe
 OPENAI_PCM_RATE = 24000  # Hz, what its clients expect of bare samples
 # Names that clients of OpenAI send when nobody chose a voice; they stand for our speakers in turn.
 OPENAI_VOICES = ("alloy", "ash", "ballad", "coral", "echo", "fable", "nova", "onyx", "sage", "shimmer", "verse")
+LOOK_EVERY_SECONDS = 0.5  # for a client who has left
 BODY_SECONDS = 30.0  # that a client may pause while it sends
 LOG = logging.getLogger("flowtron")
 
@@ -100,10 +101,20 @@ class LimitBody:
         await self.app(scope, limited, send)
 
 
-def answer(work: Callable[[], Response]) -> Response:
-    """Do the work of a request; whatever goes wrong becomes a sentence and harms no other request."""
+async def answer(request: Request, service: Service, prepare: Callable[[], Callable[[], Response]]) -> Response:
+    """Check a request and do its work; whatever goes wrong becomes a sentence and harms no other request.
+
+    Work that still waits when its client leaves is given up.
+    """
     try:
-        return work()
+        future = service.submit(prepare())
+        done = asyncio.wrap_future(future)
+        while not (await asyncio.wait({done}, timeout=LOOK_EVERY_SECONDS))[0]:
+            if await request.is_disconnected():
+                future.cancel()
+        if done.cancelled():
+            return error("the server is ending; try again when it is back.", 503, "server_error")
+        return done.result()
     except BusyError as problem:
         return error(str(problem), 503, "server_error")
     except InputError as problem:
@@ -137,16 +148,16 @@ def build_api(service: Service) -> FastAPI:
         )
 
     @api.get("/docs", response_class=HTMLResponse, include_in_schema=False)
-    def docs() -> str:
+    async def docs() -> str:
         return documentation(api.openapi())
 
     @api.get("/health")
-    def health() -> dict[str, Any]:
+    async def health() -> dict[str, Any]:
         """Whether the server is there, and how many requests are waiting or at work."""
         return {"status": "ok", "version": __version__, "waiting": service.waiting, "voices": list(service.choices)}
 
     @api.get("/v1/voices")
-    def voices() -> dict[str, Any]:
+    async def voices() -> dict[str, Any]:
         """The names to ask for, with their sample rates, and what OpenAI's names stand for."""
         rows = [
             {"name": each.name, "sample_rate": each.voice.settings.sample_rate} for each in service.choices.values()
@@ -154,47 +165,57 @@ def build_api(service: Service) -> FastAPI:
         return {"voices": rows, "aliases": {name: stand_in(service, name) for name in OPENAI_VOICES}}
 
     @api.get("/v1/models")
-    def models() -> dict[str, Any]:
+    async def models() -> dict[str, Any]:
         """The voices' models, as OpenAI's clients list them."""
         rows = [{"id": name, "object": "model", "created": 0, "owned_by": "flowtron"} for name in service.voices]
         return {"object": "list", "data": rows}
 
     @api.post("/v1/synthesis", response_class=Response, responses={**explained, 200: {"content": sound}})
-    def synthesis(asked: SynthesisRequest) -> Response:
+    async def synthesis(asked: SynthesisRequest, request: Request) -> Response:
         """Speak a text."""
 
-        def work() -> Response:
-            speech = service.speak(asked.text, asked.voice, asked.sigma, asked.rate, asked.seed)
-            if asked.format == "json":
-                wav = encode(speech.wav, speech.sample_rate, "wav")
-                return JSONResponse({**describe(speech), "wav": base64.b64encode(wav).decode()})
-            headers = {"X-Sample-Rate": str(speech.sample_rate), "X-Seconds": f"{speech.seconds:.3f}"}
-            content = encode(speech.wav, speech.sample_rate, asked.format)
-            return Response(content, media_type=FORMATS[asked.format][2], headers=headers)
+        def prepare() -> Callable[[], Response]:
+            speak = service.order(asked.text, asked.voice, asked.sigma, asked.rate, asked.seed)
 
-        return answer(work)
+            def work() -> Response:
+                speech = speak()
+                if asked.format == "json":
+                    wav = encode(speech.wav, speech.sample_rate, "wav")
+                    return JSONResponse({**describe(speech), "wav": base64.b64encode(wav).decode()})
+                headers = {"X-Sample-Rate": str(speech.sample_rate), "X-Seconds": f"{speech.seconds:.3f}"}
+                content = encode(speech.wav, speech.sample_rate, asked.format)
+                return Response(content, media_type=FORMATS[asked.format][2], headers=headers)
+
+            return work
+
+        return await answer(request, service, prepare)
 
     @api.post("/v1/audio/speech", response_class=Response, responses={**explained, 200: {"content": sound}})
-    def speech(asked: OpenAIRequest) -> Response:
+    async def speech(asked: OpenAIRequest, request: Request) -> Response:
         """Speak a text as OpenAI's API does."""
 
-        def work() -> Response:
+        def prepare() -> Callable[[], Response]:
             if asked.response_format not in FORMATS:
                 raise InputError(
                     f"response_format is {asked.response_format[:40]!r}, which is not written here; use one of "
                     f"{', '.join(FORMATS)}."
                 )
             name = asked.voice if isinstance(asked.voice, str) else str(asked.voice.get("id", ""))
-            spoken = service.speak(asked.input, stand_in(service, name), rate=asked.speed)
-            wav, rate = spoken.wav, spoken.sample_rate
-            if asked.response_format == "pcm" and rate != OPENAI_PCM_RATE:
-                wav, rate = resampled(wav, rate, OPENAI_PCM_RATE), OPENAI_PCM_RATE
-            return Response(encode(wav, rate, asked.response_format), media_type=FORMATS[asked.response_format][2])
+            speak = service.order(asked.input, stand_in(service, name), rate=asked.speed)
 
-        return answer(work)
+            def work() -> Response:
+                spoken = speak()
+                wav, rate = spoken.wav, spoken.sample_rate
+                if asked.response_format == "pcm" and rate != OPENAI_PCM_RATE:
+                    wav, rate = resampled(wav, rate, OPENAI_PCM_RATE), OPENAI_PCM_RATE
+                return Response(encode(wav, rate, asked.response_format), media_type=FORMATS[asked.response_format][2])
+
+            return work
+
+        return await answer(request, service, prepare)
 
     @api.api_route("/v1/{path:path}", methods=["GET", "POST", "PUT", "DELETE", "PATCH"], include_in_schema=False)
-    def unknown(path: str) -> JSONResponse:
+    async def unknown(path: str) -> JSONResponse:
         return error(f"/v1/{path[:80]}: there is nothing here; see /docs for what there is.", 404)
 
     return api

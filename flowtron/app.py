@@ -3,6 +3,7 @@
 Needs the extra `app`.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 
 from flowtron.errors import InputError
 from flowtron.formats import encode
@@ -289,6 +291,11 @@ def style(
         raise InputError("the transcript of the reference is empty; write what is said in it.")
     if len(transcript) > service.limits.text_characters:
         raise InputError(f"the transcript has {len(transcript)} characters, too many; use a shorter reference.")
+    with contextlib.suppress(RuntimeError):  # what is no sound is told of below
+        if (seconds := soundfile.info(reference).duration) > service.limits.reference_seconds:
+            raise InputError(
+                f"the reference has {seconds:.0f} s, more than {service.limits.reference_seconds:g}; use a shorter one."
+            )
     choice = service.choose(name)
 
     def work() -> Speech:

@@ -8,6 +8,7 @@ Letters: B batch, T_mel frames, T_text tokens, D mel channels.
 import argparse
 import hashlib
 import math
+import numbers
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ NOISE_BLOCK_FRAMES = 64
 WINDOW = AttentionWindow()
 # Durations are drawn one by one, and rhythm falls apart long before the voice does: see docs/VOICE.md.
 DURATION_SHARE = 0.2
+LEAST_RATE, MOST_RATE = 0.1, 10.0
 DEFAULT_SIGMA = 0.1  # chosen by word error rate: docs/VOICE.md
 # Of the softness of the path that a model was trained along: a firmer one loses fewer words (docs/VOICE.md).
 PATH_SHARE = 2 / 3
@@ -83,6 +85,10 @@ class SamplingOptions:
         Raises:
             InputError: naming the first of them.
         """
+        for name in ("sigma", "duration_sigma", "rate", "temperature", "gate_threshold", "path_width"):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Real) and not (value is None and name == "duration_sigma"):
+                raise InputError(f"{name} is {value!r}, but it is a number; give one.")
         if not 0 <= self.sigma < math.inf:
             raise InputError(
                 f"sigma is {self.sigma}, but it is a standard deviation; give 0 or more, for example {DEFAULT_SIGMA}."
@@ -95,6 +101,8 @@ class SamplingOptions:
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise InputError(f"{name} is {value}, but speech needs a positive one; give for example 1.2.")
+        if not LEAST_RATE <= self.rate <= MOST_RATE:
+            raise InputError(f"rate is {self.rate:g}, expected {LEAST_RATE:g} to {MOST_RATE:g}; give for example 1.2.")
         if not 0 <= self.gate_threshold <= 1:
             raise InputError(f"gate_threshold is {self.gate_threshold}, but it is a probability; give 0.5 or the like.")
         if self.max_frames is not None and self.max_frames < 1:

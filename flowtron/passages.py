@@ -4,9 +4,11 @@ Sentences are found by pysbd. A blank line ends a paragraph. `[pause 0.5s]` and 
 the text; `[pause]` is half a second.
 """
 
+import bisect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from flowtron.errors import InputError
 
@@ -16,6 +18,7 @@ CLAUSE_PAUSE_SECONDS = 0.1  # where a sentence is too long to be spoken at once
 TYPED_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 60.0
 MAX_CHARACTERS = 180  # of a passage; the recordings that voices learn from are seldom longer
+SPOKEN_DIGIT = 5  # characters that a digit counts for
 
 _PAUSE = re.compile(r"\[\s*pause\b([^\]]*)\]", re.IGNORECASE)
 _PAUSE_LENGTH = re.compile(r"\s*(?:(\d+(?:\.\d+)?)\s*(ms|s))?\s*", re.IGNORECASE)
@@ -101,15 +104,32 @@ def _sentences(paragraph: str, end: str) -> Iterator[tuple[str, float]]:
 def _pieces(sentence: str) -> list[str]:
     """Split a sentence that is too long, at the last end of a clause, or else of a word, that keeps pieces short."""
     pieces = []
-    while len(sentence) > MAX_CHARACTERS:
-        head = _outside_braces(sentence[:MAX_CHARACTERS])
+    while (reach := _reach(sentence)) < len(sentence):
+        head = _outside_braces(sentence[:reach])
         ends = [match.end() for match in _CLAUSE_END.finditer(head) if match.end() > MAX_CHARACTERS // 4]
         at = ends[-1] if ends else head.rfind(" ")
         if at <= 0:
-            at = MAX_CHARACTERS
+            at = reach
         pieces.append(sentence[:at].strip())
         sentence = sentence[at:].strip()
     return [*pieces, sentence]
+
+
+def _reach(sentence: str) -> int:
+    """How many characters from the start are short enough to be spoken at once; digits are long when spoken."""
+    if len(sentence) * SPOKEN_DIGIT <= MAX_CHARACTERS:
+        return len(sentence)
+    lengths = [SPOKEN_DIGIT if character.isdecimal() else 1 for character in sentence]
+    return max(1, bisect.bisect_right(list(accumulate(lengths)), MAX_CHARACTERS))
+
+
+def typed_silence(text: str) -> float:
+    """Seconds of all pauses typed in a text together.
+
+    Raises:
+        InputError: one of them is not written as a pause.
+    """
+    return sum(part for part in _typed_pauses(text) if isinstance(part, float))
 
 
 def _outside_braces(text: str) -> str:

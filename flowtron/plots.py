@@ -10,11 +10,26 @@ from torch import Tensor
 if TYPE_CHECKING:
     from flowtron.speech import Speech
 
+SQUARES = 2000  # more than a picture has pixels
+
 
 def draw_attention(axes: Axes, attention: Tensor, title: str) -> None:
     """Draw attention (T_mel, T_text): frames to the right, tokens upward."""
-    axes.imshow(attention.detach().float().cpu().numpy().T, aspect="auto", origin="lower", interpolation="nearest")
+    T_mel, T_text = attention.shape
+    extent = (-0.5, T_mel - 0.5, -0.5, T_text - 0.5)
+    picture = _shrunk(attention) if attention.is_sparse else attention.detach().float().cpu().numpy()
+    axes.imshow(picture.T, aspect="auto", origin="lower", interpolation="nearest", extent=extent)
     axes.set(title=title, xlabel="frame", ylabel="token")
+
+
+def _shrunk(attention: Tensor) -> np.ndarray:
+    """Largest weights of sparse attention (T_mel, T_text) in squares, of which there are `SQUARES` a side at most."""
+    attention = attention.detach().cpu().coalesce()
+    sides = [-(-size // SQUARES) for size in attention.shape]
+    picture = np.zeros([-(-size // side) for size, side in zip(attention.shape, sides)], dtype=np.float32)
+    frames, tokens = (place.numpy() // side for place, side in zip(attention.indices(), sides))
+    np.maximum.at(picture, (frames, tokens), attention.values().float().numpy())
+    return picture
 
 
 def draw_mel(axes: Axes, mel: Tensor, title: str) -> None:

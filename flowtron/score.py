@@ -185,7 +185,8 @@ def _scores(voice: Synthesizer, encodings: Sequence[Encoding], doubt: np.ndarray
     if voice.flowtron.aligner is None:
         # Saved nats become doubt by what is usual: 0 for that much, 1 for none.
         doubt = 1 - doubt / max(1e-9, float(np.median(doubt)))
-    speakers = [encoding.speaker for encoding in encodings]
+    # Whoever it was encoded as, a recording is like the others of who spoke it.
+    speakers = [encoding.utterance.speaker for encoding in encodings]
     means = np.array([float(encoding.nats.mean()) for encoding in encodings])
     shapes = np.array([tails(encoding.z) for encoding in encodings])
     damage = np.fmax(robust_scores(means, speakers), robust_scores(shapes, speakers))

@@ -3,12 +3,13 @@
 import math
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from flowtron.errors import InputError
 from flowtron.inference import DEFAULT_SIGMA
+from flowtron.passages import typed_silence
 from flowtron.speech import Speech
 from flowtron.synthesizer import Synthesizer
 
@@ -26,6 +27,8 @@ class Limits:
     sigma: float = 2.0
     rate_least: float = 0.25
     rate_most: float = 4.0
+    silence_seconds: float = 120.0
+    reference_seconds: float = 30.0
 
 
 class BusyError(InputError):
@@ -80,21 +83,41 @@ class Service:
         listed = ", ".join(known[:20]) + (" ..." if len(known) > 20 else "")
         raise InputError(f"there is no voice {name[:80]!r}; choose one of {listed}.")
 
-    def run(self, work: Callable[[], T]) -> T:
-        """Do something with the model when it is free, in its own thread.
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Let something be done with the model when it is free, in its own thread; cancelled, it makes room.
 
         Raises:
-            BusyError: too many wait already.
+            BusyError: too many wait already, or the server ends.
         """
         with self._count:
             if self.waiting >= self.limits.queue:
                 raise BusyError(f"{self.waiting} requests are waiting, and no more may; try again in a while.")
+            try:
+                future = self._worker.submit(work)
+            except RuntimeError:
+                raise BusyError("the server is ending; try again when it is back.") from None
             self.waiting += 1
+        future.add_done_callback(self._left)
+        return future
+
+    def _left(self, future: Future[Any]) -> None:
+        with self._count:
+            self.waiting -= 1
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Do something with the model when it is free, in its own thread, and wait for it.
+
+        Raises:
+            BusyError: too many wait already, or the server ends.
+        """
         try:
-            return self._worker.submit(work).result()
-        finally:
-            with self._count:
-                self.waiting -= 1
+            return self.submit(work).result()
+        except CancelledError:
+            raise BusyError("the server is ending; try again when it is back.") from None
+
+    def close(self) -> None:
+        """Take no more work, and give up what waits."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
 
     def check(self, text: str, sigma: float, rate: float, seed: int) -> None:
         """Hold a request against the limits.
@@ -109,6 +132,10 @@ class Service:
             )
         if not text.strip():
             raise InputError("the text is empty; give at least one word.")
+        if (silence := typed_silence(text)) > limits.silence_seconds:
+            raise InputError(
+                f"the text has pauses of {silence:g} s in all, more than {limits.silence_seconds:g}; send it in parts."
+            )
         if not (math.isfinite(sigma) and 0 <= sigma <= limits.sigma):
             raise InputError(f"sigma is {sigma:g}, expected 0 to {limits.sigma:g}; give for example {DEFAULT_SIGMA}.")
         if not (math.isfinite(rate) and limits.rate_least <= rate <= limits.rate_most):
@@ -121,7 +148,13 @@ class Service:
     def speak(
         self, text: str, name: str | None = None, sigma: float | None = None, rate: float = 1.0, seed: int = 1234
     ) -> Speech:
-        """Speak a text within the limits.
+        """Speak a text within the limits; arguments and errors as of `order`."""
+        return self.run(self.order(text, name, sigma, rate, seed))
+
+    def order(
+        self, text: str, name: str | None = None, sigma: float | None = None, rate: float = 1.0, seed: int = 1234
+    ) -> Callable[[], Speech]:
+        """Check a request and return what is to be done for it.
 
         Args:
             text: what to say.
@@ -132,12 +165,11 @@ class Service:
 
         Raises:
             InputError: a value is beyond its limit, there is no such speaker, or nothing to say.
-            BusyError: too many requests wait already.
         """
         sigma = DEFAULT_SIGMA if sigma is None else sigma
         self.check(text, sigma, rate, seed)
         choice = self.choose(name)
-        return self.run(lambda: choice.voice(text, speaker=choice.speaker, sigma=sigma, rate=rate, seed=seed))
+        return lambda: choice.voice(text, speaker=choice.speaker, sigma=sigma, rate=rate, seed=seed)
 
 
 def describe(speech: Speech) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from flowtron.alignment import AlignmentReport
 from flowtron.audio import save_wav
 from flowtron.errors import InputError
+from flowtron.formats import encode
 from flowtron.tensorfile import replaced_file
 
 
@@ -66,9 +67,20 @@ class Speech:
         return times(self)
 
     def save(self, path: str | Path) -> Path:
-        """Write the sound as a 16-bit wav and return its path."""
-        save_wav(path, self.wav, self.sample_rate)
-        return Path(path)
+        """Write the sound in the format of the path's suffix, a wav of 16 bits where it has none; return the path.
+
+        Raises:
+            InputError: there is no such format, or the file cannot be written.
+        """
+        path = Path(path)
+        kind = path.suffix.lower().removeprefix(".") or "wav"
+        if kind == "wav":
+            save_wav(path, self.wav, self.sample_rate)
+        else:
+            content = encode(self.wav, self.sample_rate, kind)
+            with replaced_file(path) as file:
+                file.write(content)
+        return path
 
     def plot(self, path: str | Path) -> Path:
         """Write a picture of the mel and of each step's attention, in natural order of time; return its path."""

@@ -338,7 +338,8 @@ def blend_speakers(
             table = BlendedSpeakers(part.speaker_embedding, weights)
             blended = _with_modules(blended, **{name: _with_modules(part, speaker_embedding=table)})
     name = f"{first}+{second}"
-    speakers = [*(voice.speakers or map(str, range(n_speakers))), name]
+    rows_without_name = map(str, range(len(voice.speakers), n_speakers))
+    speakers = [*voice.speakers, *rows_without_name, name]
     parts = (voice.tokenizer, speakers, voice.settings, voice.vocoder, voice.weights, voice.path_width)
     return Synthesizer(blended, *parts), name
 

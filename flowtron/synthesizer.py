@@ -118,7 +118,7 @@ class Synthesizer:
         # What the first sentence would wait for otherwise: modules that are imported at first use, the dictionary.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for passage in passages("Ready."):
+            for passage in passages("Ready, 1."):
                 voice._tokenize(passage.text)
         return voice
 
@@ -144,7 +144,7 @@ class Synthesizer:
         if str(speaker) in self.speakers:
             return self.speakers.index(str(speaker))
         n_speakers = self.model.n_speakers
-        if str(speaker).isdigit() and int(speaker) < n_speakers:
+        if str(speaker).isdecimal() and int(speaker) < n_speakers:
             return int(speaker)
         names = ", ".join(self.speakers[:20]) or f"numbers below {n_speakers}"
         raise InputError(f"speaker {speaker!r} is not one of this model's ({names}); choose one of them.")
@@ -313,13 +313,10 @@ class Synthesizer:
         return self._with_sound(self._speech(Passage(text), speaker_id, tokenized, result, sampling, seed))
 
     def _options(self, sigma: float, options: dict[str, object]) -> SamplingOptions:
-        try:
-            return SamplingOptions(**{"path_width": PATH_SHARE * self.path_width, **options}, sigma=sigma)  # type: ignore[arg-type]
-        except TypeError:
-            known = ", ".join(SamplingOptions.__dataclass_fields__)
-            raise InputError(
-                f"{', '.join(options)}: not all are options of sampling ({known}); correct them."
-            ) from None
+        known = SamplingOptions.__dataclass_fields__
+        if unknown := [name for name in options if name not in known]:
+            raise InputError(f"{', '.join(unknown)}: no options of sampling ({', '.join(known)}); correct them.")
+        return SamplingOptions(**{"path_width": PATH_SHARE * self.path_width, **options}, sigma=sigma)  # type: ignore[arg-type]
 
     def _silence(self, seconds: float) -> np.ndarray:
         return np.zeros(round(seconds * self.settings.sample_rate), dtype=np.float32)

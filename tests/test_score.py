@@ -11,6 +11,7 @@ import soundfile
 import torch
 from tiny import MODEL
 
+from flowtron import score as score_module
 from flowtron.audio import load_wav, log_mel
 from flowtron.cli import main
 from flowtron.config import ModelConfig, TrainConfig
@@ -124,6 +125,17 @@ def test_wrong_transcripts_and_damaged_recordings_are_found(voice, corpus):
     assert all(scores[k].is_damaged for k, kind in DAMAGED.items() if kind != "clipped")
     first = [score.utterance.path for score in ranked(scores)[:7]]
     assert set(first) == {corpus[1][k].path for k in {*WRONG, *DAMAGED}}
+
+
+def test_recordings_are_like_the_others_of_who_spoke_them(voice, corpus):
+    """Also where all are encoded as one speaker, as recordings of unknown voices have to be."""
+    rows = [row._replace(speaker=f"guest {k % 2}") for k, row in enumerate(corpus[0])]
+    groups = []
+    with pytest.MonkeyPatch.context() as patch:
+        original = score_module.robust_scores
+        patch.setattr(score_module, "robust_scores", lambda x, names: groups.append(names) or original(x, names))
+        score_corpus(voice, rows, voice.speakers[0])
+    assert groups and all(set(names) == {"guest 0", "guest 1"} for names in groups)
 
 
 def test_without_an_aligner_the_flows_tell(voice, corpus):

@@ -11,6 +11,7 @@ import shutil
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -194,6 +195,59 @@ def test_a_crash_harms_no_other_request_and_the_queue_has_an_end(voice):
         assert answers["Crash now."].status_code == 500 and "secret" not in answers["Crash now."].text
         assert answers["Hello there."].status_code == answers["Good day."].status_code == 200
         assert httpx.get(f"{url}/health", timeout=60).json()["waiting"] == 0
+
+
+def test_who_leaves_makes_room_and_who_stays_is_told_of_the_end(voice):
+    slow = SlowVoice(voice)
+    service = Service({"tiny": slow}, Limits(queue=50))
+    with serving(service) as url:
+        answers = []
+
+        def ask():
+            answers.append(httpx.post(f"{url}/v1/synthesis", json={"text": "Hello there."}, timeout=60))
+
+        staying = [threading.Thread(target=ask) for _ in range(2)]
+        for thread in staying:
+            thread.start()
+        assert slow.asked.wait(30)
+        for _ in range(2):
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{url}/v1/synthesis", json={"text": "Hello there."}, timeout=0.2)
+        deadline = time.monotonic() + 30
+        while httpx.get(f"{url}/health", timeout=60).json()["waiting"] > 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert service.waiting == 2
+        service.close()
+        slow.go.set()
+        for thread in staying:
+            thread.join(60)
+        assert sorted(answer.status_code for answer in answers) == [200, 503]
+        assert "ending" in sentence(max(answers, key=lambda answer: answer.status_code))
+        with pytest.raises(BusyError, match="ending"):
+            service.run(lambda: None)
+
+
+def test_as_many_wait_as_may_and_the_server_still_answers(voice):
+    slow = SlowVoice(voice)
+    service = Service({"tiny": slow}, Limits(queue=60))
+    with serving(service) as url, ThreadPoolExecutor(60) as clients:
+        asked = [
+            clients.submit(httpx.post, f"{url}/v1/synthesis", json={"text": "Crash now."}, timeout=60)
+            for _ in range(60)
+        ]
+        deadline = time.monotonic() + 30
+        while service.waiting < 60 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert httpx.get(f"{url}/health", timeout=5).json()["waiting"] == 60
+        refused = httpx.post(f"{url}/v1/synthesis", json={"text": "Too late."}, timeout=5)
+        assert refused.status_code == 503
+        slow.go.set()
+        assert {each.result().status_code for each in asked} == {500}
+
+
+def test_long_silence_is_refused(client):
+    answer = synthesis(client, text="Hi." + "[pause 60s]" * 3 + " Bye.")
+    assert answer.status_code == 400 and "pauses of 180 s in all, more than 120" in sentence(answer)
 
 
 def test_several_voices_are_told_apart(voice):
@@ -425,6 +479,14 @@ def test_speakers_of_different_models_and_wordless_references_are_refused(voice,
     for transcript, told in (("...", "transcript"), ("a" * 201, "transcript"), ("\u0635\u0628", "no symbol")):
         with pytest.raises(InputError, match=told):
             style(service, "Hi.", "one/ann", reference, transcript, 0.5, 1)
+
+
+def test_a_reference_may_not_be_long(voice, tmp_path):
+    write_wav(tmp_path / "long.wav", seconds=31)
+    from flowtron.app import style
+
+    with pytest.raises(InputError, match="the reference has 31 s, more than 30"):
+        style(Service({"tiny": voice}, LIMITS), TEXT, "ann", str(tmp_path / "long.wav"), "A tone is heard.", 0.5, 1)
 
 
 def test_the_style_of_a_reference_is_its_tempo_too(voice, tmp_path):

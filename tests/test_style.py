@@ -1,5 +1,6 @@
 """Control in latent space: posterior, interpolation, mixtures and transfer, on a small model with random weights."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -305,6 +306,21 @@ def test_blended_speakers_go_from_one_to_the_other(voice):
     torch.testing.assert_close(speak(blended, "ben").mel, ends[1].mel, atol=1e-5, rtol=0)
     assert voice.speakers == SPEAKERS, "the given voice must not change"
     assert voice.model.speaker_embedding.num_embeddings == 2
+
+
+def test_blending_minds_rows_without_a_name(voice):
+    """A table of four rows, of which two have names."""
+    larger = copy.copy(voice)
+    larger.model = copy.deepcopy(voice.model)
+    for module in larger.model.modules():
+        if hasattr(module, "speaker_embedding"):
+            row = module.speaker_embedding.weight.detach()
+            module.speaker_embedding = torch.nn.Embedding.from_pretrained(torch.cat([row, 5 + row]))
+    blended, name = blend_speakers(larger, *SPEAKERS, 1.0)
+    wanted = voice.render(TEXT, SPEAKERS[1], sigma=0.5, duration_sigma=0.0)
+    torch.testing.assert_close(
+        blended.render(TEXT, name, sigma=0.5, duration_sigma=0.0).mel, wanted.mel, atol=1e-5, rtol=0
+    )
 
 
 def test_a_speaker_that_changes_within_the_text(voice):

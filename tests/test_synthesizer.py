@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from matplotlib.figure import Figure
 
 from flowtron import inference
 from flowtron.audio import AudioSettings
@@ -24,6 +25,7 @@ from flowtron.inference import (
 )
 from flowtron.model import build_model
 from flowtron.passages import Passage, passages
+from flowtron.plots import draw_attention
 from flowtron.synthesizer import Synthesizer
 from flowtron.text import SYMBOLS, Tokenizer
 from flowtron.vocoder import load_vocoder
@@ -288,6 +290,55 @@ def test_long_sentences_are_cut_between_clauses_or_words():
     assert all(len(piece.text) <= 181 for piece in pieces)
     assert " ".join(piece.text.rstrip(".") for piece in pieces).split() == text.split()
     assert {piece.after_seconds for piece in pieces[:-1]} == {0.1}
+
+
+def test_digits_count_as_the_words_that_they_are():
+    pieces = list(passages("123456789 " * 40))
+    assert all(len(piece.text) <= 41 for piece in pieces)
+    assert " ".join(piece.text.rstrip(".") for piece in pieces).split() == ["123456789"] * 40
+    year = "In 1984 he wrote it, and in 1985 he read it."
+    assert [piece.text for piece in passages(year)] == [year]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rate": 0.001}, r"rate is 0\.001, expected 0\.1 to 10"),
+        ({"rate": 1e-300}, "expected 0.1 to 10"),
+        ({"rate": 100.0}, "expected 0.1 to 10"),
+        ({"rate": "2"}, "rate is '2', but it is a number"),
+        ({"sigma": None}, "sigma is None, but it is a number"),
+        ({"loudness": 2}, "loudness: no options of sampling"),
+    ],
+)
+def test_values_that_no_speech_comes_of_are_named(voice, options, message):
+    with pytest.raises(InputError, match=message):
+        voice("Hello.", **options)
+
+
+def test_a_speaker_in_odd_digits_is_no_number(voice):
+    with pytest.raises(InputError, match="speaker '²'"):
+        voice("Hello.", speaker="²")
+
+
+def test_the_suffix_is_the_format(voice, tmp_path):
+    speech = voice("Hello.")
+    for name, kind in (("a.flac", "FLAC"), ("a.WAV", "WAV"), ("a.opus", "OGG")):
+        assert soundfile.info(speech.save(tmp_path / name)).format == kind
+    with pytest.raises(InputError, match="'txt'"):
+        speech.save(tmp_path / "a.txt")
+    assert not (tmp_path / "a.txt").exists()
+
+
+def test_attention_of_a_long_text_is_drawn_smaller():
+    dense = torch.zeros(4500, 5000)
+    dense[range(4500), [k * 10 // 9 for k in range(4500)]] = 1.0
+    axes = Figure().subplots()
+    draw_attention(axes, dense.to_sparse(), "long")
+    (image,) = axes.get_images()
+    picture = np.asarray(image.get_array())
+    assert picture.shape == (1667, 1500) and list(image.get_extent()) == [-0.5, 4499.5, -0.5, 4999.5]
+    assert all(picture[k, k * 9 // 10] == 1 or picture[k, max(0, k * 9 // 10 - 1)] == 1 for k in range(0, 1500, 100))
 
 
 def test_command_line_writes_sound_and_times_and_streams(folder, tmp_path, capfdbinary):

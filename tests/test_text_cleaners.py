@@ -1,6 +1,9 @@
 """Each cleaner on what it is for, and the documentation's tables and examples."""
 
+import json
 import re
+import subprocess
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from flowtron.text.cleaners import (
     basic_cleaners,
     english_cleaners,
     flowtron_cleaners,
+    sign_cleaners,
     transliteration_cleaners,
 )
 from flowtron.text.ipa import ipa_cleaners, ipa_to_arpabet, replace_typed_ipa
@@ -196,3 +200,45 @@ def test_ipa_becomes_arpabet(ipa, arpabet):
 def test_ipa_without_counterpart_is_refused(text, match):
     with pytest.raises(InputError, match=match):
         replace_typed_ipa(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("I can’t “go” — we’ll, 1990–95", "I can't \"go\", we'll, nineteen ninety ninety five"),
+        ("50% of AT&T", "fifty percent of {AE1 T} and T"),
+        ("72°F, 20 ° or -5 C", "seventy two degrees fahrenheit, twenty degrees or minus five celsius"),
+        ("€20, #5, 2+2=4, a@b", "twenty euros, number five, two plus two equals four, a at b"),
+        ("1/2 or ¾ of 24/7", "one half or three quarters of twenty four/seven"),
+        ("pages 10-20, call 555-1234", "pages ten to twenty, call five hundred fifty five twelve thirty four"),
+        ("10:00, 10:05, 9:30, 8:00 pm", "ten o'clock, ten oh five, nine thirty, eight {P IY1 EH1 M}"),
+        ("1ST, 1,2,3 and 12,000", "first, one, two, three and twelve thousand"),
+        ("MP3", "{EH1 M} {P IY1} three"),
+        ("{AH0} 50% {K}", "{AH0} fifty percent {K}"),
+        ("A plain sentence, nothing more.", "A plain sentence, nothing more."),
+    ],
+)
+def test_sign_cleaners_before_flowtron_cleaners(text: str, cleaned: str) -> None:
+    assert flowtron_cleaners(sign_cleaners(text)) == cleaned
+    assert sign_cleaners(sign_cleaners(text)) == sign_cleaners(text)
+
+
+def test_the_bundled_voice_writes_signs_out() -> None:
+    about = json.loads((Path(__file__).parent.parent / "flowtron/voices/demo/model.json").read_text())
+    assert (
+        about["cleaners"] == about["config"]["data_config"]["text_cleaners"] == ["sign_cleaners", "flowtron_cleaners"]
+    )
+
+
+def test_numbers_are_read_without_a_wait_for_typeguard() -> None:
+    """inflect's functions are its own, not those that typeguard compiles; and typeguard checks again afterwards."""
+    code = """
+import sys
+from flowtron.text.cleaners import flowtron_cleaners
+assert flowtron_cleaners("5") == "five"
+import inflect, typeguard
+assert inflect.engine.number_to_words.__code__.co_filename == inflect.__file__
+assert "check" not in " ".join(inflect.engine.number_to_words.__code__.co_names)
+assert typeguard.typechecked.__module__.startswith("typeguard")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 from pathlib import Path
+from types import FrameType
 
 from flowtron.commands import Outcome, add_device_option, load_voice
 from flowtron.errors import InputError, remedy
@@ -66,7 +67,15 @@ def run(options: argparse.Namespace) -> Outcome:
         print(json.dumps({"url": address, "voices": list(service.choices)}), flush=True)
     elif not options.quiet:
         print(f"{address} speaks as {', '.join(service.choices)}; its API: /docs; end with Ctrl-C", flush=True)
-    server = uvicorn.Server(uvicorn.Config(build_app(service), log_level="warning", timeout_graceful_shutdown=5))
+
+    class Server(uvicorn.Server):
+        """Gives up what waits as soon as it is told to end."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            service.close()
+            super().handle_exit(sig, frame)
+
+    server = Server(uvicorn.Config(build_app(service), log_level="warning", timeout_graceful_shutdown=5))
     logging.getLogger("uvicorn.error").addFilter(is_fault)
     server.run(sockets=[listener])
     return Outcome("")

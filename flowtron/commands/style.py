@@ -208,7 +208,7 @@ def interpolate(options: argparse.Namespace) -> Outcome:
         raise InputError("interpolate goes between two speakers or two draws; give either --speakers or --seeds.")
     if options.spherical and options.speakers:
         raise InputError("--spherical is a way between two draws of z; leave it out with --speakers, or give --seeds.")
-    weight = _number_or_points(options.weight, "--weight")
+    weight = _number_or_points(options.weight, "--weight", 1.0)
     voice = load_voice(options)
     sampling = _sampling(options)
     if options.speakers:
@@ -352,10 +352,19 @@ def _pair(text: str, option: str) -> tuple[float, float]:
     return _number(first, option, text, expected), _number(second, option, text, expected)
 
 
-def _number_or_points(text: str, option: str) -> float | list[tuple[float, float]]:
-    if ":" in text:
-        return [_pair(point, option) for point in text.split(",")]
-    return _number(text, option, text, "a number, or points such as 0:0,1:1")
+def _number_or_points(text: str, option: str, most: float = math.inf) -> float | list[tuple[float, float]]:
+    """A value from 0 to `most`, or points (share of the utterance, value) in order."""
+    points = [_pair(point, option) for point in text.split(",")] if ":" in text else None
+    number = _number(text, option, text, "a number, or points such as 0:0,1:1") if points is None else 0.0
+    if not all(0 <= value <= most for value in ([number] if points is None else [value for _, value in points])):
+        bounds = "0 or more" if math.isinf(most) else f"0 to {most:g}"
+        raise InputError(f"{option} {text}: expected values of {bounds}; correct it.")
+    if points is None:
+        return number
+    shares = [share for share, _ in points]
+    if shares != sorted(shares) or shares[0] < 0 or shares[-1] > 1:
+        raise InputError(f"{option} {text}: expected shares of the utterance from 0 to 1 in order; correct it.")
+    return points
 
 
 def _number(text: str, option: str, given: str, expected: str) -> float:

@@ -21,6 +21,37 @@ _SPACES = re.compile(r"\s+")
 _INNER_HYPHEN = re.compile(r"(?<=\w)-(?=\w)")
 _NUMBER_SIGN = re.compile(r"\bno\.\s*(?=[0-9])", re.IGNORECASE)
 _NUMBER_SIGN_OF_ORIGINAL = re.compile(r"\bno\.", re.IGNORECASE)
+# What word processors and web pages write for ' " and -.
+_PLAIN = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-"})
+_DEGREES = {"F": " degrees fahrenheit", "C": " degrees celsius", None: " degrees"}
+_CLOCK = r"(?<![0-9:])([01]?[0-9]|2[0-3]):"
+# In this order; what is left of them all is read by the cleaner that comes after.
+_SIGNS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    (re.compile(r"(?<=[^\s,])(?:\s*—\s*|\s+–\s+)(?=\w)"), ", "),
+    (re.compile(r"[‘’“”–—]"), lambda found: found[0].translate(_PLAIN)),
+    (re.compile(r"(?<![\w.,$£€-])([0-9]{1,4})-([0-9]{1,4})(?![\w-]|[.,][0-9])"), lambda found: _range(found)),
+    (re.compile(r"(?:(?<=\s)|^)-(?=[0-9])"), "minus "),
+    (re.compile(r"(?<=[0-9])\s?%"), " percent"),
+    (re.compile(r"\s*&\s*"), " and "),
+    (re.compile(r"€\s?([0-9][0-9.,]*[0-9]|[0-9])"), r"\1 euros"),
+    (re.compile(r"(?<=[0-9])\s?°(?:\s?([FC])\b)?"), lambda found: _DEGREES[found[1]]),
+    (re.compile(r"#(?=[0-9])"), "number "),
+    (re.compile(r"(?<=\w)\s*\+\s*(?=\w)"), " plus "),
+    (re.compile(r"(?<=\w)\s*=\s*(?=\w)"), " equals "),
+    (re.compile(r"(?<=\w)\s*@\s*(?=\w)"), " at "),
+    (re.compile(r"(?<![\w./-])1/2(?![\w/])|½"), "one half"),
+    (re.compile(r"(?<![\w./-])1/3(?![\w/])"), "one third"),
+    (re.compile(r"(?<![\w./-])2/3(?![\w/])"), "two thirds"),
+    (re.compile(r"(?<![\w./-])1/4(?![\w/])|¼"), "one quarter"),
+    (re.compile(r"(?<![\w./-])3/4(?![\w/])|¾"), "three quarters"),
+    (re.compile(_CLOCK + r"00\s*(?=[ap]m\b)", re.IGNORECASE), r"\1 "),
+    (re.compile(_CLOCK + r"00(?![0-9:])"), r"\1 o'clock"),
+    (re.compile(_CLOCK + r"0([1-9])(?![0-9:])"), r"\1 oh \2"),
+    (re.compile(r"\b[0-9]+(?:ST|ND|RD|TH)\b"), lambda found: found[0].lower()),
+    # A list of numbers, where commas do not part thousands.
+    (re.compile(r"(?<![0-9,])[0-9]+(?:,[0-9]+)+(?![0-9])"), lambda found: _listed(found[0])),
+    (re.compile(r"(?<=[A-Za-z])(?=[0-9])"), " "),
+)
 _TYPED_PHONES = re.compile(r"(\{[^{}]*\})")
 
 # In this order: 'mrs.' has to be looked for before 'mr.'.
@@ -60,6 +91,33 @@ def _outside_braces(clean: Cleaner, text: str) -> str:
 def collapse_spaces(text: str) -> str:
     """One space for every run of white space, line ends included."""
     return _SPACES.sub(" ", text)
+
+
+def _range(found: re.Match[str]) -> str:
+    """'3 to 5' of '3-5'; what does not rise, or looks like a telephone number, is left."""
+    first, last = found.groups()
+    rises = int(first) < int(last) and (len(first), len(last)) != (3, 4)
+    return f"{first} to {last}" if rises else found[0]
+
+
+def _listed(numbers: str) -> str:
+    """'1, 2, 3' of '1,2,3'; what has groups of three is one number and left."""
+    return numbers if re.fullmatch(r"[0-9]{1,3}(?:,[0-9]{3})+", numbers) else numbers.replace(",", ", ")
+
+
+def sign_cleaners(text: str) -> str:
+    """Signs in words, for an English cleaner to come after: quotes, dashes, % & € ° # + = @, ranges, minus, o'clock.
+
+    A voice of ours has it before `flowtron_cleaners`, which keeps what the original does with signs: symbols that
+    hardly any corpus teaches. Phones typed in braces stay as they are.
+    """
+
+    def clean(part: str) -> str:
+        for sign, words in _SIGNS:
+            part = sign.sub(words, part)
+        return part
+
+    return _outside_braces(clean, text)
 
 
 def flowtron_cleaners(text: str) -> str:
@@ -114,6 +172,7 @@ _BUILT_IN: dict[str, Cleaner] = {
     for cleaner in (
         flowtron_cleaners,
         flowtron_original_cleaners,
+        sign_cleaners,
         english_cleaners,
         transliteration_cleaners,
         basic_cleaners,

@@ -6,9 +6,10 @@ what its published checkpoints were trained with. Where the original crashes, bo
 Source: text/numbers.py and text/datestime.py of NVIDIA/flowtron (behaviour); docs/TEXT.md has the table of differences.
 """
 
+import contextlib
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 _MAX_DIGITS = 36  # one more and `inflect` has no name for the number
@@ -30,10 +31,25 @@ _CLOCK_TIME = re.compile(r"([0-9]):([0-5][0-9])?")
 
 @functools.lru_cache(maxsize=1)
 def _speller() -> Callable[..., Any]:
-    # inflect takes half a second to import, which a program that reads no number should not pay.
+    # inflect has its calls checked by typeguard, which compiles every one of its functions anew at import, for seconds.
+    with contextlib.suppress(ImportError), _unchecked():
+        import inflect
     import inflect
 
     return inflect.engine().number_to_words
+
+
+@contextlib.contextmanager
+def _unchecked() -> Iterator[None]:
+    """Let modules that are imported meanwhile do without typeguard's checks."""
+    import typeguard
+
+    checking = typeguard.typechecked
+    typeguard.typechecked = lambda function: function  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        typeguard.typechecked = checking
 
 
 @functools.lru_cache(maxsize=65536)
