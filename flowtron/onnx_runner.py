@@ -203,7 +203,8 @@ class OnnxFlowtron:
         n_frames = magnitude.shape[1]
         at = hop * np.arange(n_frames)[:, None] + np.arange(n_fft)
         weight = np.zeros(at.max() + 1)
-        np.add.at(weight, at, window**2)
+        # Tiled, since numpy 2.4 reads past the end of a value that it would have to broadcast here.
+        np.add.at(weight, at, np.tile(window**2, (n_frames, 1)))
         phase = np.exp(2j * np.pi * np.random.default_rng(0).random(magnitude.shape))
         for _ in range(GRIFFIN_LIM_ROUNDS):
             wav = np.zeros(len(weight))

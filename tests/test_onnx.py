@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowtron.audio import AudioSettings
+from flowtron.audio import AudioSettings, log_mel
 from flowtron.audio import mel_filters as filters_of_torch
 from flowtron.checkpoint import load_model, save_model
 from flowtron.cli import main
@@ -81,6 +81,16 @@ def test_gate_ends_at_the_same_frame(exported):
 def test_filters_equal_torchs():
     settings = AudioSettings()
     np.testing.assert_allclose(mel_filters(**settings.fingerprint()), filters_of_torch(settings).numpy(), atol=1e-7)
+
+
+def test_the_sound_has_the_mel_it_is_made_of(exported):
+    seconds = torch.arange(22050) / 22050
+    wav = sum(torch.sin(2 * torch.pi * 150 * k * seconds) / k for k in range(1, 20)) / 4
+    mel = log_mel(wav[None])[0]
+    sound = exported[1].sound(mel.numpy())
+    assert sound.shape == (256 * mel.shape[1],) and np.abs(sound).max() <= 1
+    again = log_mel(torch.from_numpy(sound)[None])[0, :, : mel.shape[1]]
+    assert (again - mel).abs().mean() < 0.5
 
 
 def test_the_runner_speaks_without_torch(tmp_path):
