@@ -93,7 +93,7 @@ def read_foreign(path: Path) -> Foreign:
             rate if isinstance(rate, float) else None,
             optimizer if isinstance(optimizer, dict) else None,
         )
-    found = plain(", ".join(map(str, held)) or type(value).__name__)
+    found = plain(", ".join(str(key)[:40] for key in list(held)[:5]) or type(value).__name__)
     raise InputError(f"{path}: holds no model, but {found}; name a file that does.")
 
 

@@ -256,6 +256,11 @@ def export_onnx(source: str | Path, target: str | Path) -> Path:
     for k, conditioner in enumerate(conditioners):
         export_step(conditioner, folder / f"step_{k}.onnx")
     config = loaded.config
+    mixture = None
+    if model.mixture is not None:
+        mean, log_var, prob = (part[0].detach() for part in model.mixture.unconditional())
+        std = (0.5 * log_var).exp()
+        mixture = {"mean": mean.tolist(), "std": std.tolist(), "prob": prob.tolist()}
     description = {
         "backward": [isinstance(flow, TimeReversed) for flow in model.flows],
         "mel_mean": model.mel_mean,
@@ -272,6 +277,8 @@ def export_onnx(source: str | Path, target: str | Path) -> Path:
         "cleaners": list(config.data.text_cleaners),
         "keep_ambiguous": config.data.keep_ambiguous,
         "speakers": list(loaded.speakers),
+        "n_speakers": model.n_speakers,
+        "mixture": mixture,
         "audio": config.audio_settings().fingerprint(),
     }
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")

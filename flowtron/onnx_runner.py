@@ -7,6 +7,7 @@ Reads what `flowtron export --format onnx` writes. Letters: N tokens, T_mel fram
 
 import argparse
 import json
+import math
 import sys
 import wave
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ class OnnxFlowtron:
         """Open the graphs.
 
         Raises:
-            InputError: onnxruntime is not installed, or the folder holds no exported model.
+            InputError: onnxruntime is not installed, or the folder holds no exported model, or one of an older version.
         """
         try:
             import onnxruntime
@@ -49,12 +50,17 @@ class OnnxFlowtron:
             self.about: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             raise InputError(f"{folder}: no exported model; write one with flowtron export --format onnx.") from None
+        if "n_speakers" not in self.about or "mixture" not in self.about:
+            raise InputError(f"{folder}: exported by an older version; export the model again.")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
 
         def session(name: str) -> Any:
-            return onnxruntime.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
+            try:
+                return onnxruntime.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
+            except Exception:  # onnxruntime's have no other class in common
+                raise InputError(f"{folder / name}: missing or not readable; export the model again.") from None
 
         self.encoder = session("encoder.onnx")
         self.steps = [session(f"step_{k}.onnx") for k in range(len(self.about["backward"]))]
@@ -163,9 +169,23 @@ class OnnxFlowtron:
             return 0
         if str(speaker) in names:
             return int(names.index(str(speaker)))
-        if str(speaker).isdigit() and int(speaker) < max(1, len(names)):
+        n_speakers = self.about["n_speakers"]
+        if str(speaker).isdigit() and int(speaker) < n_speakers:
             return int(speaker)
-        raise InputError(f"speaker {speaker!r} is not one of this model's ({', '.join(names)}); choose one of them.")
+        known = ", ".join(names[:20]) or f"numbers below {n_speakers}"
+        raise InputError(f"speaker {speaker!r} is not one of this model's ({known}); choose one of them.")
+
+    def latent(self, n_frames: int, sigma: float, generator: np.random.Generator) -> np.ndarray:
+        """Draw z (D, T_mel) from the prior: N(0, sigma²), or a mixture whose standard deviations sigma scales."""
+        noise = sigma * generator.standard_normal((n_frames, self.about["n_mels"]))
+        mixture = self.about["mixture"]
+        if mixture is None:
+            return noise.T
+        mean, std = np.array(mixture["mean"]), np.array(mixture["std"])
+        bounds = np.cumsum(mixture["prob"])[:-1]
+        chosen = np.searchsorted(bounds, generator.random(noise.shape))
+        channel = np.arange(noise.shape[1])
+        return (mean[channel, chosen] + std[channel, chosen] * noise).T
 
     def __call__(
         self,
@@ -178,9 +198,17 @@ class OnnxFlowtron:
         """Speak one sentence; arguments and their defaults are those of `Synthesizer`, the draw is numpy's.
 
         Raises:
-            InputError: there is nothing to say, or no such speaker.
+            InputError: there is nothing to say, or no such speaker, or a number is out of its range.
         """
         sigma = self.about["sigma"] if sigma is None else sigma
+        if not 0 <= sigma < math.inf:
+            raise InputError(f"sigma is {sigma}, but it is a standard deviation; give 0 or more, for example 0.1.")
+        if not 0 < rate < math.inf:
+            raise InputError(f"rate is {rate}, but speech needs a positive one; give for example 1.2.")
+        if seed < 0:
+            raise InputError(f"seed is {seed}, but numpy draws from whole numbers of 0 or more; give one of these.")
+        if not any(character.isalnum() for character in text):
+            raise InputError(f"the text is {text[:60]!r}, with nothing to speak; give it at least one word.")
         tokens = self.tokenizer.encode_typed(text).tokens
         encoded = self.encode(tokens, self.speaker_id(speaker))
         generator = np.random.default_rng(seed)
@@ -190,7 +218,7 @@ class OnnxFlowtron:
             noise = generator.standard_normal(len(tokens)) if sigma > 0 else None
             prior = self.prior(self.durations(encoded, noise, self.about["duration_share"] * sigma, rate))
             n_frames = len(prior)
-        z = sigma * generator.standard_normal((n_frames, self.about["n_mels"])).T
+        z = self.latent(n_frames, sigma, generator)
         return self.inverse(encoded, z, prior, 1.0, None if prior is not None else 0.5)
 
     def sound(self, mel: np.ndarray) -> np.ndarray:
@@ -203,7 +231,8 @@ class OnnxFlowtron:
         n_frames = magnitude.shape[1]
         at = hop * np.arange(n_frames)[:, None] + np.arange(n_fft)
         weight = np.zeros(at.max() + 1)
-        np.add.at(weight, at, window**2)
+        # Tiled, since numpy 2.4 reads past the end of a value that it would have to broadcast here.
+        np.add.at(weight, at, np.tile(window**2, (n_frames, 1)))
         phase = np.exp(2j * np.pi * np.random.default_rng(0).random(magnitude.shape))
         for _ in range(GRIFFIN_LIM_ROUNDS):
             wav = np.zeros(len(weight))
@@ -232,6 +261,22 @@ def mel_filters(sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_max: 
     return np.maximum(0, np.minimum(rising, falling)) * (2 / (edges[2:] - edges[:-2]))[:, None]
 
 
+def save(path: str, wav: np.ndarray, sample_rate: int) -> None:
+    """Write wav (T_samples,) in [-1, 1] as 16-bit PCM; sample_rate in Hz.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        with open(path, "wb") as target, wave.open(target, "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(sample_rate)
+            file.writeframes((wav * 32767).astype("<i2").tobytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place.") from None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(prog="flowtron.onnx_runner", description="Speak a sentence without torch.")
@@ -246,14 +291,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         voice = OnnxFlowtron(options.folder)
         mel = voice(options.text, options.speaker, options.sigma, options.seed, options.rate).mel
+        save(options.output, voice.sound(mel), voice.about["audio"]["sample_rate"])
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    with wave.open(options.output, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(voice.about["audio"]["sample_rate"])
-        file.writeframes((voice.sound(mel) * 32767).astype("<i2").tobytes())
     print(options.output)
     return 0
 

@@ -22,6 +22,8 @@ MAX_PICKLE_BYTES = 1 << 24
 MAX_INSTRUCTIONS = 2_000_000
 MAX_NESTING = 64
 MAX_NAMES = 100_000
+MAX_DIMENSIONS = 8
+TUPLE_KEY = "a key is a tuple, which no checkpoint needs"
 # What torch.save of plain values, tensors and modules is made of, in pickle protocols 2 to 4.
 INSTRUCTIONS = (
     "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE "
@@ -30,6 +32,7 @@ INSTRUCTIONS = (
 )
 ALLOWED_INSTRUCTIONS = set(INSTRUCTIONS.split())
 POPPED = {"APPEND": 1, "BUILD": 1, "SETITEM": 2}
+KEYS = {"SETITEM": 2, "SETITEMS": 2, "ADDITEMS": 1}  # the first of that many values is a key, and so on
 REPLACED = {"REDUCE": 2, "NEWOBJ": 2, "STACK_GLOBAL": 2, "BINPERSID": 1}
 
 WAVEGLOW = "WaveGlow WN Invertible1x1Conv"
@@ -163,14 +166,14 @@ class Reader(pickle.Unpickler):
     def __init__(self, data: bytes, file_size: int, storage: Callable[[str, torch.dtype, int], Storage]) -> None:
         super().__init__(io.BytesIO(data), encoding="utf-8")
         self.file_size, self.storage = file_size, storage
-        self.tensor_bytes = 0
+        self.tensor_bytes = self.n_items = 0
         self.shells: dict[str, type[Shell]] = {}
         self.makers = {
-            "collections.OrderedDict": Maker(lambda items=(): Values(items)),
+            "collections.OrderedDict": Maker(self.mapping),
             "collections.defaultdict": Maker(lambda factory=None: Values()),
-            "builtins.dict": Maker(lambda items=(): Values(items)),
-            "builtins.set": Maker(lambda items=(): set(items)),
-            "torch.Size": Maker(lambda sizes: tuple(sizes) if _whole(*sizes) else self.refuse("a size is no number")),
+            "builtins.dict": Maker(self.mapping),
+            "builtins.set": Maker(lambda items=(): set(map(self.key, self.counted(items)))),
+            "torch.Size": Maker(self.sizes),
             "torch.device": Maker(lambda *_: "cpu"),
             "torch._utils._rebuild_tensor": Maker(self.rebuild),
             "torch._utils._rebuild_tensor_v2": Maker(self.rebuild),
@@ -180,6 +183,28 @@ class Reader(pickle.Unpickler):
     @staticmethod
     def refuse(why: str) -> Any:
         raise Refused(why)
+
+    def counted(self, items: Any) -> Any:
+        """Return what a container is made of, counted, since one list may be copied again and again."""
+        self.n_items += len(items)
+        if self.n_items > self.file_size:
+            raise Refused("its containers hold more values than it has bytes")
+        return items
+
+    def key(self, key: Any) -> Any:
+        """Return the key of a dictionary or member of a set, which is no tuple."""
+        return self.refuse(TUPLE_KEY) if isinstance(key, tuple) else key
+
+    def mapping(self, items: Any = ()) -> Values:
+        """Make a dictionary of another one or of pairs."""
+        pairs = items.items() if isinstance(items, dict) else items
+        return Values((self.key(key), value) for key, value in self.counted(pairs))
+
+    def sizes(self, sizes: Any) -> tuple[int, ...]:
+        """Make the shape of a tensor."""
+        if len(sizes) > MAX_DIMENSIONS or not _whole(*sizes):
+            raise Refused("a size is not a few numbers")
+        return tuple(sizes)
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the inert stand-in of a name; nothing is imported."""
@@ -216,7 +241,7 @@ class Reader(pickle.Unpickler):
         """Note a tensor whose numbers all lie in its storage, each used once."""
         if not isinstance(storage, Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
             raise Refused("a tensor is not described by a storage, sizes and strides")
-        if not _whole(offset, *size, *stride) or len(size) != len(stride) or len(size) > 8:
+        if len(size) != len(stride) or len(size) > MAX_DIMENSIONS or not _whole(offset, *size, *stride):
             raise Refused("a tensor's sizes and strides are not proper numbers")
         count = math.prod(size)
         last = offset + sum((n - 1) * step for n, step in zip(size, stride))
@@ -235,11 +260,12 @@ class Reader(pickle.Unpickler):
 def check_instructions(stream: io.BytesIO) -> None:
     """Check the instructions of the pickle at the stream's position, and leave the stream behind it.
 
-    The decoder trusts some of what it reads: an index into its memo allocates up to it, and a tuple of tuples without
-    end overflows the stack when hashed. Neither occurs in a checkpoint.
+    The decoder trusts some of what it reads: an index into its memo allocates up to it, and a key is hashed with all
+    that it holds, as often as it refers to it, which for a tuple of tuples is without end. Neither occurs in a
+    checkpoint.
 
     Raises:
-        Refused: an instruction, index or nesting that no checkpoint needs.
+        Refused: an instruction, index, nesting or key that no checkpoint needs.
     """
     depths: list[int] = []
     marks: list[int] = []
@@ -264,16 +290,16 @@ def check_instructions(stream: io.BytesIO) -> None:
             continue
         if name in ("BINGET", "LONG_BINGET"):
             depth = memo[int(argument or 0)]
-        elif name in ("APPENDS", "SETITEMS", "ADDITEMS"):
-            del depths[marks.pop() :]
+        elif name in POPPED or name in ("APPENDS", "SETITEMS", "ADDITEMS"):
+            start = len(depths) - POPPED[name] if name in POPPED else marks.pop()
+            if name in KEYS and any(depths[start :: KEYS[name]]):
+                raise Refused(TUPLE_KEY)
+            del depths[start:]
             continue
         elif name.startswith("TUPLE"):
             start = marks.pop() if name == "TUPLE" else len(depths) - int(name[-1])
             depth = 1 + max(depths[start:], default=0)
             del depths[start:]
-        elif name in POPPED:
-            del depths[-POPPED[name] :]
-            continue
         elif name in REPLACED:
             del depths[-REPLACED[name] :]
         if depth > MAX_NESTING:

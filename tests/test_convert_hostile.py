@@ -238,6 +238,40 @@ def test_shared_values_do_not_multiply():
     refused(archive(program(b"}" + text("model") + module + b"s")))
 
 
+# Fifty tuples, each of two references to the one before: 2⁵⁰ values to whoever hashes or prints the last one.
+ENDLESS = b")q\0" + b"".join(b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) for i in range(50))
+HELD = b"}" + text("tuples") + b"](" + ENDLESS + b"es"  # a dictionary that holds them, to which keys are added
+KEYS = {
+    "of an item": HELD + b"h2Ns",
+    "of items": HELD + b"(h2Nu",
+    "in a set": HELD + text("set") + b"\x8f(h2\x90s",
+    "in a set of a list": HELD + text("set") + name_of("builtins", "set") + b"](h2e\x85Rs",
+    "in a dictionary of pairs": HELD + text("pairs") + ordered + b"](](h2Nee\x85Rs",
+}
+
+
+@pytest.mark.parametrize("case", KEYS)
+def test_keys_that_are_hashed_without_end_are_refused(case):
+    refused(archive(program(KEYS[case])), "a key is a tuple")
+    with pytest.raises(InputError, match="a key is a tuple"):
+        load_training_state("hostile.pt")
+
+
+def test_streams_with_values_without_end_are_refused():
+    magic, held = pickle.dumps(LEGACY_MAGIC, 2), program(b"](" + ENDLESS + b"e")
+    system = pickle.dumps({"little_endian": True}, 2)
+    for parts in ([held, system], [pickle.dumps(1001, 2), system, pickle.dumps({}, 2), held]):
+        Path("stream.pt").write_bytes(magic + b"".join(parts))
+        refused("stream.pt")
+
+
+@pytest.mark.parametrize("name", [("builtins", "set"), ("torch", "Size")], ids=str)
+def test_copies_of_one_list_are_refused(name):
+    numbers = b"".join(b"M" + struct.pack("<H", i) for i in range(1_000))
+    copies = b"](" + name_of(*name) + b"q\1" + b"h\1h\0\x85R" * 10_000 + b"e"
+    refused(archive(program(b"}" + text("list") + b"]q\0(" + numbers + b"es" + text("copies") + copies + b"s")))
+
+
 def good_archive():
     torch.save({"state_dict": {"embedding.weight": torch.zeros(64)}}, "good.pt")
     with zipfile.ZipFile("good.pt") as file:

@@ -1,5 +1,7 @@
 """The ONNX export against torch, and the runner without torch."""
 
+import json
+import shutil
 import subprocess
 import sys
 
@@ -7,29 +9,32 @@ import numpy as np
 import pytest
 import torch
 
-from flowtron.audio import AudioSettings
+from flowtron.audio import AudioSettings, log_mel
 from flowtron.audio import mel_filters as filters_of_torch
 from flowtron.checkpoint import load_model, save_model
 from flowtron.cli import main
 from flowtron.config import Config, ModelConfig
 from flowtron.errors import InputError
-from flowtron.inference import DEFAULT_SIGMA, DURATION_SHARE, SamplingOptions, draw_noise
+from flowtron.inference import DEFAULT_SIGMA, DURATION_SHARE, SamplingOptions, draw_latent, draw_noise
 from flowtron.model import build_model
 from flowtron.model.aligner import path_prior
 from flowtron.onnx_runner import OnnxFlowtron, mel_filters
+from flowtron.onnx_runner import main as run
 from flowtron.text import SYMBOLS
 
 pytest.importorskip("onnx")
 SMALL = {"n_text_dim": 16, "n_speaker_dim": 4, "n_hidden": 24, "n_attn_channels": 12, "n_speakers": 2}
 
 
-def checkpoint(folder, **values):
+def checkpoint(folder, speakers=("ann", "bob"), **values):
     torch.manual_seed(0)
     config = Config(model=ModelConfig(**{**SMALL, **values}))
     model = build_model(config.model).eval()
     for flow in model.flows:
         torch.nn.init.normal_(flow.conditioner.output.weight, std=0.05)
-    save_model(folder, model, config, symbols=SYMBOLS, speakers=["ann", "bob"])
+    if model.mixture is not None:
+        torch.nn.init.normal_(model.mixture.prob.bias)
+    save_model(folder, model, config, symbols=SYMBOLS, speakers=speakers)
     return folder
 
 
@@ -37,11 +42,17 @@ VARIANTS = [{"aligner_dim": 8, "mel_mean": -5.0, "mel_std": 2.0}, {"n_flows": 3,
 
 
 @pytest.fixture(scope="module", params=VARIANTS, ids=str)
-def exported(request, tmp_path_factory):
+def folders(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx")
     source = checkpoint(folder / "model", **request.param)
     assert main(["export", "--format", "onnx", str(source), str(folder / "onnx")]) == 0
-    return load_model(source).model.eval().requires_grad_(False), OnnxFlowtron(folder / "onnx")
+    return source, folder / "onnx"
+
+
+@pytest.fixture(scope="module")
+def exported(folders):
+    source, folder = folders
+    return load_model(source).model.eval().requires_grad_(False), OnnxFlowtron(folder)
 
 
 @pytest.mark.parametrize("n_tokens", [1, 9])
@@ -83,6 +94,16 @@ def test_filters_equal_torchs():
     np.testing.assert_allclose(mel_filters(**settings.fingerprint()), filters_of_torch(settings).numpy(), atol=1e-7)
 
 
+def test_the_sound_has_the_mel_it_is_made_of(exported):
+    seconds = torch.arange(22050) / 22050
+    wav = sum(torch.sin(2 * torch.pi * 150 * k * seconds) / k for k in range(1, 20)) / 4
+    mel = log_mel(wav[None])[0]
+    sound = exported[1].sound(mel.numpy())
+    assert sound.shape == (256 * mel.shape[1],) and np.abs(sound).max() <= 1
+    again = log_mel(torch.from_numpy(sound)[None])[0, :, : mel.shape[1]]
+    assert (again - mel).abs().mean() < 0.5
+
+
 def test_the_runner_speaks_without_torch(tmp_path):
     source = checkpoint(tmp_path / "model", aligner_dim=8)
     main(["export", "--format", "onnx", str(source), str(tmp_path / "onnx")])
@@ -110,6 +131,62 @@ def test_the_runner_draws_as_the_synthesizer_does(tmp_path):
     noise = np.random.default_rng(1234).standard_normal(len(tokens))
     wanted = runner.durations(runner.encode(tokens), noise, DURATION_SHARE * 2.0).sum()
     assert runner(text, sigma=2.0).mel.shape[1] == wanted
+
+
+def test_speakers_without_names_go_by_number(tmp_path):
+    source = checkpoint(tmp_path / "model", speakers=[])
+    main(["export", "--format", "onnx", str(source), str(tmp_path / "onnx")])
+    runner = OnnxFlowtron(tmp_path / "onnx")
+    assert [runner.speaker_id(None), runner.speaker_id("1")] == [0, 1]
+    with pytest.raises(InputError, match="numbers below 2"):
+        runner.speaker_id(2)
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_mixture_is_drawn_from_as_torch_does(tmp_path, fixed):
+    values = {"n_components": 3, "mean_scale": 2.0, "fixed_gaussian": fixed, "mel_encoder_n_hidden": 8}
+    source = checkpoint(tmp_path / "model", **values)
+    mixture = load_model(source).model.mixture
+    main(["export", "--format", "onnx", str(source), str(tmp_path / "onnx")])
+    runner = OnnxFlowtron(tmp_path / "onnx")
+    for sigma in (0.0, 0.7):
+        here = runner.latent(4000, sigma, np.random.default_rng(0))
+        there = draw_latent(4000, 80, 0, sigma, mixture.unconditional()).T.numpy()
+        assert here.shape == there.shape
+        np.testing.assert_allclose(here.mean(1), there.mean(1), atol=0.15)
+        np.testing.assert_allclose(here.std(1), there.std(1), atol=0.15)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["One.", "--rate", "0"],
+        ["One.", "--rate", "-1"],
+        ["One.", "--seed", "-1"],
+        ["One.", "-s", "nan"],
+        ["?!"],
+        ["One.", "-o", "missing/a.wav"],
+    ],
+    ids=str,
+)
+def test_mistakes_are_one_sentence(folders, tmp_path, monkeypatch, capsys, wrong):
+    monkeypatch.chdir(tmp_path)
+    assert run([str(folders[1]), *wrong]) == 2
+    error = capsys.readouterr().err
+    assert error.endswith(".\n") and error.count("\n") == 1
+    assert not list(tmp_path.glob("*.wav"))
+
+
+def test_incomplete_exports_are_refused(folders, tmp_path):
+    folder = shutil.copytree(folders[1], tmp_path / "onnx")
+    (folder / "step_1.onnx").unlink()
+    with pytest.raises(InputError, match=r"step_1\.onnx: missing"):
+        OnnxFlowtron(folder)
+    about = json.loads((folder / "onnx.json").read_text())
+    del about["n_speakers"]
+    (folder / "onnx.json").write_text(json.dumps(about))
+    with pytest.raises(InputError, match="older version"):
+        OnnxFlowtron(folder)
 
 
 def test_what_cannot_be_exported(tmp_path, capsys):
