@@ -63,18 +63,25 @@ def encode(
         voice: with the model.
         utterances: recordings.
         speaker: as whom to encode all of them; for a transfer of style, the one who will speak. None takes each
-            recording's own.
+            recording's own, or the first where it has none.
         progress: called with the number of recordings done.
 
     Raises:
-        InputError: a recording cannot be read or is too short, has nothing to say, or its speaker is unknown.
+        InputError: a recording cannot be read or is too short for its transcript, has nothing to say, or its speaker is
+            unknown.
     """
     results: list[Encoding] = []
     for start in range(0, len(utterances), ENCODE_BATCH):
         chosen = utterances[start : start + ENCODE_BATCH]
-        ids = [voice.speaker_id(each.speaker if speaker is None else speaker) for each in chosen]
+        ids = [voice.speaker_id((each.speaker or None) if speaker is None else speaker) for each in chosen]
         mels = [recorded_mel(voice, each) for each in chosen]
         texts = [voice.tokenizer.encode(each.text).tokens for each in chosen]
+        for each, mel, tokens in zip(chosen, mels, texts):
+            if len(tokens) > mel.shape[1]:
+                raise InputError(
+                    f"{each.path}: {len(tokens)} tokens of transcript are more than its {mel.shape[1]} frames; correct "
+                    "the transcript or leave the recording out."
+                )
         results += encode_batch(voice, chosen, mels, texts, ids)
         progress(len(results))
     return results
@@ -141,7 +148,8 @@ def encode_batch(
 
 
 def frame_nats(output: FlowtronOutput, model: Flowtron) -> Tensor:
-    """−log p of each frame per channel (B, T_mel), with its constant: exact, and its mean is `nats_per_dim`.
+    """−log p of each frame per channel (B, T_mel), with its constant, given transcript, speaker, the recording's
+    own alignment where an aligner gives one, and its own mixture where that is predicted. Its mean is `nats_per_dim`.
 
     −log p(x_t) = −log p(z_t) − Σ_steps Σ_d log_scale_{t,d} + D log mel_std.
     """

@@ -39,7 +39,8 @@ WORST_SECONDS = 0.25  # length of the stretch that is pointed at
 class Score:
     """What the likelihood says of a recording.
 
-    utterance: the recording. nats_per_dim: −log p(mel | transcript, speaker) for each frame and channel; nats: in sum.
+    utterance: the recording. nats_per_dim: −log p(mel | transcript, speaker) for each frame and channel, given also the
+    recording's own alignment where the model has an aligner; nats: in sum.
     frame_nats: (T_mel,), its course per channel. transcript_doubt: 0 where the transcript is clearly better than
     others of its length, 1 where it is no better. damage: how far the recording is from its speaker's others, in
     robust standard deviations; NaN where they are too few. worst_seconds: where its least likely stretch begins.

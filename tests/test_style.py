@@ -144,6 +144,18 @@ def test_too_short_and_unknown_are_refused(voice, tmp_path):
 # The posterior.
 
 
+def test_a_transcript_longer_than_its_recording_is_refused(voice, tmp_path):
+    path = write_wav(tmp_path / "short.wav", seconds=0.2)
+    with pytest.raises(InputError, match=r"short\.wav: \d+ tokens of transcript are more than its 18 frames"):
+        encode(voice, [Utterance(path, "a long transcript " * 5, "ann")])
+
+
+def test_a_recording_without_a_speaker_is_encoded_as_the_first(voice, tmp_path):
+    path = write_wav(tmp_path / "a.wav")
+    first, unnamed = (encode(voice, [Utterance(path, "one two.", name)])[0] for name in (SPEAKERS[0], ""))
+    assert unnamed.speaker == SPEAKERS[0] and torch.equal(first.z, unnamed.z)
+
+
 def test_the_posterior_is_between_prior_and_evidence():
     generator = torch.Generator().manual_seed(0)
     evidence = [torch.randn(5, n, generator=generator) for n in (7, 12, 3)]

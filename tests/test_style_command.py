@@ -78,6 +78,8 @@ def test_evidence_goes_through_a_file(style, voice, folder):
 def test_speaking_with_evidence_is_the_posterior(style, voice, folder):
     style("encode", "-e", folder / "list.txt", "-i", "ben", "-o", "e.npz")
     evidence = Evidence.load("e.npz")
+    refused, code = style("speak", TEXT, "-e", "e.npz", "-i", "ann")
+    assert code == 2 and "it was encoded as ben, but ann is to speak" in refused
     spoken, code = style("speak", TEXT, "-e", "e.npz", "-i", "ben", "--lambda", 3.0, "-s", 0.4, "--seed", 5)
     assert code == 0 and spoken["weight"] == pytest.approx(0.5) and spoken["speaker"] == "ben"
     assert spoken["rate"] == pytest.approx(evidence.tempo**0.5)

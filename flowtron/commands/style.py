@@ -333,6 +333,13 @@ def _with_evidence(options: argparse.Namespace) -> tuple["Synthesizer", "Evidenc
         n_mels = voice.flowtron.n_mels
         if any(len(z) != n_mels for z in evidence.z):
             raise InputError(f"{saved[0]}: its z are not of {n_mels} channels as this model's; encode with this model.")
+        row = voice.speaker_id(options.speaker)
+        speaker = voice.speakers[row] if row < len(voice.speakers) else str(row)
+        if evidence.speaker != speaker and not voice.flowtron.dummy_speaker:
+            raise InputError(
+                f"{saved[0]}: it was encoded as {evidence.speaker}, but {speaker} is to speak; encode it with -i "
+                f"{speaker}, or choose {evidence.speaker} with -i."
+            )
         return voice, evidence
     return voice, Evidence.of(voice, _encoded(voice, utterances, voice.speaker_id(options.speaker), options))
 
