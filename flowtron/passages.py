@@ -123,6 +123,11 @@ def _reach(sentence: str) -> int:
     return max(1, bisect.bisect_right(list(accumulate(lengths)), MAX_CHARACTERS))
 
 
+def spoken_length(text: str) -> int:
+    """Characters of a text, where digits count as the words that they become."""
+    return len(text) + (SPOKEN_DIGIT - 1) * sum(character.isdecimal() for character in text)
+
+
 def typed_silence(text: str) -> float:
     """Seconds of all pauses typed in a text together.
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from flowtron.errors import InputError
 from flowtron.inference import DEFAULT_SIGMA
-from flowtron.passages import typed_silence
+from flowtron.passages import SPOKEN_DIGIT, spoken_length, typed_silence
 from flowtron.speech import Speech
 from flowtron.synthesizer import Synthesizer
 
@@ -129,6 +129,11 @@ class Service:
         if len(text) > limits.text_characters:
             raise InputError(
                 f"the text has {len(text)} characters, more than {limits.text_characters}; send it in parts."
+            )
+        if (spoken := spoken_length(text)) > 2 * limits.text_characters:
+            raise InputError(
+                f"the text counts as {spoken} characters, a digit as {SPOKEN_DIGIT}, more than "
+                f"{2 * limits.text_characters}; send it in parts."
             )
         if not text.strip():
             raise InputError("the text is empty; give at least one word.")

@@ -41,6 +41,7 @@ from flowtron.vocoder import Vocoder, load_vocoder
 MAX_BATCH = 16
 CHUNK_FRAMES = 64  # that a vocoder is given at a time when sound is streamed
 DENSE_ATTENTION = 1 << 25  # numbers in the attention of a joined text; a longer text's is sparse
+LEAST_WEIGHT = 1e-6  # of sparse attention
 VOICES = Path(__file__).parent / "voices"
 
 
@@ -477,7 +478,10 @@ def join(parts: list[Speech], text: str) -> Speech:
 
 
 def _block_diagonal(blocks: list[Tensor]) -> Tensor:
-    """Put attentions (n_flows, T_mel, T_text) along the diagonal, sparse where that would be very large."""
+    """Put attentions (n_flows, T_mel, T_text) along the diagonal, sparse where that would be very large.
+
+    A sparse weight takes seven times the memory of a dense one, so those below `LEAST_WEIGHT` are left out there.
+    """
     frames, tokens = (sum(block.shape[d] for block in blocks) for d in (1, 2))
     shape = (len(blocks[0]), frames, tokens)
     if len(blocks[0]) * frames * tokens <= DENSE_ATTENTION:
@@ -485,7 +489,7 @@ def _block_diagonal(blocks: list[Tensor]) -> Tensor:
     indices, values = [], []
     offset = torch.zeros(3, 1, dtype=torch.long)
     for block in blocks:
-        sparse = block.to_sparse()
+        sparse = block.where(block >= LEAST_WEIGHT, 0.0).to_sparse()
         indices.append(sparse.indices() + offset)
         values.append(sparse.values())
         offset = offset + torch.tensor([[0], [block.shape[1]], [block.shape[2]]])

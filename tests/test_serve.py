@@ -245,6 +245,11 @@ def test_as_many_wait_as_may_and_the_server_still_answers(voice):
         assert {each.result().status_code for each in asked} == {500}
 
 
+def test_a_text_of_digits_counts_as_what_is_spoken(client):
+    answer = synthesis(client, text="123456789 " * 19)
+    assert answer.status_code == 400 and "counts as 874 characters, a digit as 5, more than 400" in sentence(answer)
+
+
 def test_long_silence_is_refused(client):
     answer = synthesis(client, text="Hi." + "[pause 60s]" * 3 + " Bye.")
     assert answer.status_code == 400 and "pauses of 180 s in all, more than 120" in sentence(answer)
