@@ -8,6 +8,7 @@ Letters: T_mel frames, T_text tokens, D mel channels, K mixture components, S sp
 """
 
 import copy
+import hashlib
 import math
 import zipfile
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ from flowtron.tensorfile import replaced_file
 Aggregation = Literal["batch", "time_and_batch"]
 # Of z: one for an utterance, or points of a `curve` over it.
 Deviation = float | Sequence[tuple[float, float]]
+USUAL_TEMPO = 0.5, 2.0  # of recordings over the voice's own; beyond, a transcript is likely another recording's
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -132,23 +134,43 @@ def tempo(voice: Synthesizer, encodings: Sequence[Encoding]) -> float:
     return predicted / sum(encoding.mel.shape[1] for encoding in encodings)
 
 
+def odd_tempo(name: str, tempo: float) -> list[str]:
+    """A note where the `tempo` of the recording of this name is so unusual that its transcript may be another's."""
+    if USUAL_TEMPO[0] <= tempo <= USUAL_TEMPO[1]:
+        return []
+    return [f"{name}: its tempo is {tempo:.2f} times the voice's own; check that its transcript is what is said in it"]
+
+
+def fingerprint(voice: Synthesizer) -> str:
+    """Hash of the model's weights, which tells whether evidence is in its latent space."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weight in voice.flowtron.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weight.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
 class Evidence(NamedTuple):
-    """Recordings of a style, encoded: z (D, T_mel) each, their `tempo`, and as whom they were encoded."""
+    """Recordings of a style, encoded: z (D, T_mel) each, their `tempo`, as whom they were encoded, and the
+    `fingerprint` of the model, empty where that is not known."""
 
     z: list[Tensor]
     tempo: float
     speaker: str
+    model: str = ""
 
     @classmethod
     def of(cls, voice: Synthesizer, encodings: Sequence[Encoding]) -> "Evidence":
         """Take what encodings tell."""
-        return cls([each.z for each in encodings], tempo(voice, encodings), encodings[0].speaker)
+        zs = [each.z for each in encodings]
+        return cls(zs, tempo(voice, encodings), encodings[0].speaker, fingerprint(voice))
 
     def save(self, path: str | Path) -> Path:
-        """Write an .npz: z_0, z_1, ... as float32, tempo, speaker, and the mean and deviation of z (D,) to look at."""
+        """Write an .npz: z_0, z_1, ... as float32, tempo, speaker, model, and the mean and deviation of z (D,) to look
+        at."""
         joined = torch.cat(self.z, 1)
         arrays: dict[str, Any] = {f"z_{k}": z.numpy() for k, z in enumerate(self.z)}
-        arrays |= {"tempo": np.array(self.tempo), "speaker": np.array(self.speaker)}
+        arrays |= {"tempo": np.array(self.tempo), "speaker": np.array(self.speaker), "model": np.array(self.model)}
         arrays |= {"mean": joined.mean(1).numpy(), "deviation": joined.std(1).numpy()}
         with replaced_file(Path(path)) as file:
             np.savez(file, **arrays)
@@ -165,7 +187,8 @@ class Evidence(NamedTuple):
             with np.load(path, allow_pickle=False) as arrays:
                 n = sum(name.startswith("z_") for name in arrays.files)
                 z = [torch.from_numpy(arrays[f"z_{k}"]).float() for k in range(n)]
-                found = cls(z, float(arrays["tempo"]), str(arrays["speaker"]))
+                model = str(arrays["model"]) if "model" in arrays.files else ""
+                found = cls(z, float(arrays["tempo"]), str(arrays["speaker"]), model)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             raise InputError(f"{path}: not evidence of a style; write it with flowtron style encode.") from None
         if not found.z or any(each.dim() != 2 or not each.shape[1] for each in found.z):

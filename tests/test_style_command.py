@@ -11,7 +11,16 @@ from tiny import save_tiny_voice, write_wav
 from flowtron.cli import main
 from flowtron.data import Utterance
 from flowtron.errors import InputError
-from flowtron.style import Evidence, Posterior, blend_speakers, encode, interpolation_source, prior_source, tempo
+from flowtron.style import (
+    Evidence,
+    Posterior,
+    blend_speakers,
+    encode,
+    fingerprint,
+    interpolation_source,
+    prior_source,
+    tempo,
+)
 from flowtron.synthesizer import DEFAULT_SIGMA, Synthesizer
 
 TEXT = "Hello there."
@@ -69,6 +78,7 @@ def test_evidence_goes_through_a_file(style, voice, folder):
     for z, encoding in zip(evidence.z, encodings, strict=True):
         torch.testing.assert_close(z, encoding.z)
     assert evidence.tempo == written["tempo"] == tempo(voice, encodings)
+    assert evidence.model == fingerprint(voice)
     with np.load("e.npz") as arrays:
         joined = torch.cat(evidence.z, 1)
         np.testing.assert_allclose(arrays["mean"], joined.mean(1), rtol=1e-5)
@@ -86,9 +96,29 @@ def test_speaking_with_evidence_is_the_posterior(style, voice, folder):
     posterior = Posterior.of(evidence.z, 3.0, "time_and_batch")
     expected = voice.render(TEXT, "ben", z=posterior.source(5, 0.4), sigma=0.4, seed=5, rate=spoken["rate"])
     assert close(spoken, expected)
-    # From the recordings themselves, it is the same.
+    # Who speaks is in the file, and from the recordings themselves it is the same.
+    unnamed, _ = style("speak", TEXT, "-e", "e.npz", "--lambda", 3.0, "-s", 0.4, "--seed", 5)
+    assert unnamed["speaker"] == "ben" and close(unnamed, expected)
     again, _ = style("speak", TEXT, "-e", folder / "list.txt", "-i", "ben", "--lambda", 3.0, "-s", 0.4, "--seed", 5)
     assert close(again, expected)
+
+
+def test_evidence_is_for_the_model_that_encoded_it(style, folder):
+    style("encode", "-e", folder / "list.txt", "-o", "e.npz")
+    error, code = style("speak", TEXT, "-e", "e.npz", model="mixture")
+    assert code == 2 and "e.npz: its z are another model's" in error
+    # Files of before the fingerprint do not tell.
+    Evidence.load("e.npz")._replace(model="").save("old.npz")
+    assert style("speak", TEXT, "-e", "old.npz", model="mixture")[1] == 0
+
+
+def test_a_tempo_that_doubts_the_transcript_is_told(style, tmp_path):
+    long = write_wav(tmp_path / "long.wav", 3.0)
+    written, _ = style("encode", "-e", long, "--transcript", "He.", "-o", "e.npz")
+    assert len(written["notes"]) == 1 and "long.wav: its tempo is 0." in written["notes"][0]
+    for evidence in (["-e", long, "--transcript", "He."], ["-e", "e.npz"]):
+        spoken, code = style("speak", "Hi.", *evidence, "--rate", 1)
+        assert code == 0 and "its tempo is 0." in spoken["notes"][0]
 
 
 def test_aggregation_variance_and_rate_are_chosen(style, voice, folder):

@@ -150,7 +150,8 @@ def run(options: argparse.Namespace) -> Outcome:
 
 def encode(options: argparse.Namespace) -> Outcome:
     """Write recordings as evidence."""
-    _, evidence = _with_evidence(options)
+    _, evidence, notes = _with_evidence(options)
+    tell_notes(notes, options)
     path = evidence.save(options.output)
     frames = sum(z.shape[1] for z in evidence.z)
     text = f"{len(evidence.z)} recordings as {evidence.speaker}, {frames} frames, tempo {evidence.tempo:.3f}: {path}"
@@ -163,6 +164,7 @@ def encode(options: argparse.Namespace) -> Outcome:
             "speaker": evidence.speaker,
             "tempo": evidence.tempo,
             "size": [float(z.square().mean().sqrt()) for z in evidence.z],
+            "notes": notes,
         },
     )
 
@@ -172,14 +174,14 @@ def speak(options: argparse.Namespace) -> Outcome:
     from flowtron.style import Posterior
 
     text = _text(options)
-    voice, evidence = _with_evidence(options)
+    voice, evidence, notes = _with_evidence(options)
     posterior = Posterior.of(evidence.z, options.strength, options.aggregation, options.frames)
     sampling = _sampling(options)
     sampling.setdefault("rate", posterior.rate(evidence.tempo))
     z = posterior.source(options.seed, None if options.posterior_sigma else _sigma(options))
-    speech = voice.render(text, options.speaker, z=z, seed=options.seed, **sampling)
+    speech = voice.render(text, _who(voice, evidence, options), z=z, seed=options.seed, **sampling)
     values = {"recordings": len(evidence.z), "rate": sampling["rate"], "weight": posterior.weight}
-    return _written(speech, options, values)
+    return _written(speech, options, values, notes)
 
 
 def transfer(options: argparse.Namespace) -> Outcome:
@@ -319,9 +321,9 @@ def _recordings(options: argparse.Namespace) -> list["Utterance"]:
     return found
 
 
-def _with_evidence(options: argparse.Namespace) -> tuple["Synthesizer", "Evidence"]:
-    """The voice, and the evidence encoded as the speaker who will speak."""
-    from flowtron.style import Evidence
+def _with_evidence(options: argparse.Namespace) -> tuple["Synthesizer", "Evidence", list[str]]:
+    """The voice, the evidence encoded as the speaker who will speak, and notes about it."""
+    from flowtron.style import Evidence, fingerprint, odd_tempo, tempo
 
     saved = [Path(name) for name in options.evidence if Path(name).suffix.lower() == ".npz"]
     if saved and (len(options.evidence) > 1 or options.transcript):
@@ -333,15 +335,25 @@ def _with_evidence(options: argparse.Namespace) -> tuple["Synthesizer", "Evidenc
         n_mels = voice.flowtron.n_mels
         if any(len(z) != n_mels for z in evidence.z):
             raise InputError(f"{saved[0]}: its z are not of {n_mels} channels as this model's; encode with this model.")
-        row = voice.speaker_id(options.speaker)
-        speaker = voice.speakers[row] if row < len(voice.speakers) else str(row)
-        if evidence.speaker != speaker and not voice.flowtron.dummy_speaker:
-            raise InputError(
-                f"{saved[0]}: it was encoded as {evidence.speaker}, but {speaker} is to speak; encode it with -i "
-                f"{speaker}, or choose {evidence.speaker} with -i."
-            )
-        return voice, evidence
-    return voice, Evidence.of(voice, _encoded(voice, utterances, voice.speaker_id(options.speaker), options))
+        if evidence.model not in ("", fingerprint(voice)):
+            raise InputError(f"{saved[0]}: its z are another model's; encode the recordings with this one.")
+        if options.speaker is not None and not voice.flowtron.dummy_speaker:
+            row = voice.speaker_id(options.speaker)
+            speaker = voice.speakers[row] if row < len(voice.speakers) else str(row)
+            if evidence.speaker != speaker:
+                raise InputError(
+                    f"{saved[0]}: it was encoded as {evidence.speaker}, but {speaker} is to speak; encode it with -i "
+                    f"{speaker}, or choose {evidence.speaker} with -i."
+                )
+        return voice, evidence, odd_tempo(str(saved[0]), evidence.tempo)
+    encodings = _encoded(voice, utterances, voice.speaker_id(options.speaker), options)
+    notes = [note for each in encodings for note in odd_tempo(str(each.utterance.path), tempo(voice, [each]))]
+    return voice, Evidence.of(voice, encodings), notes
+
+
+def _who(voice: "Synthesizer", evidence: "Evidence", options: argparse.Namespace) -> str | None:
+    """Who speaks: as whom the evidence was encoded, where the model minds."""
+    return options.speaker if voice.flowtron.dummy_speaker else evidence.speaker
 
 
 def _encoded(
@@ -384,12 +396,15 @@ def _number(text: str, option: str, given: str, expected: str) -> float:
     return number
 
 
-def _written(speech: "Speech", options: argparse.Namespace, values: dict[str, Any]) -> Outcome:
-    """Write the sound and its picture, and tell of it."""
+def _written(
+    speech: "Speech", options: argparse.Namespace, values: dict[str, Any], notes: Sequence[str] = ()
+) -> Outcome:
+    """Write the sound and its picture, and tell of it and of what went into it."""
     written = [speech.save(options.output)]
     if options.plot:
         written.append(speech.plot(options.plot))
-    tell_notes(speech.notes, options)
+    notes = [*notes, *speech.notes]
+    tell_notes(notes, options)
     files = ", ".join(map(str, written))
     values = {"files": [str(path) for path in written], "seconds": speech.seconds, "speaker": speech.speaker, **values}
-    return Outcome(f"{speech.seconds:.2f} s by {speech.speaker}: {files}", {**values, "notes": speech.notes})
+    return Outcome(f"{speech.seconds:.2f} s by {speech.speaker}: {files}", {**values, "notes": notes})
