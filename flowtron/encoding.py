@@ -73,7 +73,7 @@ def encode(
     results: list[Encoding] = []
     for start in range(0, len(utterances), ENCODE_BATCH):
         chosen = utterances[start : start + ENCODE_BATCH]
-        ids = [voice.speaker_id((each.speaker or None) if speaker is None else speaker) for each in chosen]
+        ids = [speaker_of(voice, each, speaker) for each in chosen]
         mels = [recorded_mel(voice, each) for each in chosen]
         texts = [voice.tokenizer.encode(each.text).tokens for each in chosen]
         for each, mel, tokens in zip(chosen, mels, texts):
@@ -85,6 +85,18 @@ def encode(
         results += encode_batch(voice, chosen, mels, texts, ids)
         progress(len(results))
     return results
+
+
+def speaker_of(voice: Synthesizer, utterance: Utterance, speaker: str | int | None = None) -> int:
+    """Index as whom to encode a recording: the speaker given, else its own, or the first where it has none or the
+    model does not listen to speakers.
+
+    Raises:
+        InputError: there is no such speaker.
+    """
+    if speaker is None and voice.flowtron.dummy_speaker:
+        return 0
+    return voice.speaker_id((utterance.speaker or None) if speaker is None else speaker)
 
 
 def recorded_mel(voice: Synthesizer, utterance: Utterance) -> Tensor:

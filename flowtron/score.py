@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from flowtron.data import Utterance
-from flowtron.encoding import Encoding, encode_batch, recorded_mel
+from flowtron.encoding import Encoding, encode_batch, recorded_mel, speaker_of
 from flowtron.errors import InputError
 from flowtron.inference import reading_costs
 from flowtron.speech import write_atomically
@@ -169,7 +169,7 @@ def score_corpus(
         if rows:
             numbers = [number for number, _ in rows]
             chosen = [kept[number][0] for number in numbers]
-            ids = [voice.speaker_id(each.speaker if speaker is None else speaker) for each in chosen]
+            ids = [speaker_of(voice, each, speaker) for each in chosen]
             batch = encode_batch(voice, chosen, [mel for _, mel in rows], [texts[number] for number in numbers], ids)
             encodings += batch
             doubt += doubts(voice, batch, texts, numbers, ids).tolist()

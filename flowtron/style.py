@@ -396,7 +396,7 @@ def transfer_alignment(voice: Synthesizer, encoding: Encoding, speaker: str | in
 
 
 def component_shares(encodings: Sequence[Encoding]) -> dict[str, Tensor]:
-    """Mean probability (K,) of each mixture component, by the recordings' own speakers.
+    """Mean probability (K,) of each mixture component, by the recordings' own speakers, or 'unknown'.
 
     Raises:
         InputError: the model's prior is no mixture.
@@ -405,7 +405,7 @@ def component_shares(encodings: Sequence[Encoding]) -> dict[str, Tensor]:
     for encoding in encodings:
         if encoding.mixture is None:
             raise InputError("this model's prior is no mixture; train one with model_config.n_components of 2 or more.")
-        by_speaker.setdefault(encoding.utterance.speaker, []).append(encoding.mixture.prob[0])
+        by_speaker.setdefault(encoding.utterance.speaker or "unknown", []).append(encoding.mixture.prob[0])
     return {speaker: torch.stack(rows).mean(0) for speaker, rows in sorted(by_speaker.items())}
 
 

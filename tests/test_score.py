@@ -210,6 +210,17 @@ def test_what_cannot_be_scored_is_named(voice, corpus, tmp_path):
         score_corpus(voice, bad)
 
 
+def test_a_model_without_speakers_scores_anybody(voice, corpus):
+    nobody = copy.copy(voice)
+    nobody.model = copy.copy(voice.model)
+    nobody.model.dummy_speaker = True
+    rows = [row._replace(speaker="anna") for row in corpus[0][:6]]
+    assert len(score_corpus(nobody, rows)[0]) == 6
+    assert len(score_corpus(voice, [row._replace(speaker="") for row in rows])[0]) == 6
+    with pytest.raises(InputError, match="'anna'"):
+        score_corpus(voice, rows)
+
+
 def test_a_model_that_doubts_most_transcripts_is_doubted(voice, corpus):
     scores, _ = score_corpus(voice, corpus[0][:6])
     doubted = [replace(score, transcript_doubt=1.0, damage=0.0) for score in scores]

@@ -31,6 +31,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("style")
     save_tiny_voice(folder / "voice")
     save_tiny_voice(folder / "mixture", n_components=3, mean_scale=3.0)
+    save_tiny_voice(folder / "nobody", n_components=3, mean_scale=3.0, dummy_speaker_embedding=True)
     lines = []
     for number in range(3):
         write_wav(folder / "wavs" / f"{number}.wav", 0.4 + 0.1 * number, hz=150 + 60 * number)
@@ -223,6 +224,8 @@ def test_components_are_told_chosen_and_moved(style, folder):
         (["interpolate", "Hi.", "--seeds", "1", "2", "--weight", "0:0,1:inf"], "--weight 1:inf"),
         (["interpolate", "Hi.", "--speakers", "ann", "ben", "--spherical"], "--spherical"),
         (["mixture", "Hi."], "no mixture"),
+        (["mixture", "Hi.", "-e", "none.txt"], "leave out the text or -e"),
+        (["mixture", "-e", "none.txt", "--component", "2", "-o", "x.wav"], "--component, -o: there is no text"),
     ],
 )
 def test_mistakes_are_answered_in_a_sentence(style, arguments, message):
@@ -237,6 +240,25 @@ def test_mistakes_are_answered_in_a_sentence(style, arguments, message):
 def test_impossible_components_are_refused(style, options, message):
     error, code = style("mixture", "Hi.", *options, model="mixture")
     assert code == 2 and message in error
+
+
+def test_a_model_without_speakers_takes_recordings_of_anybody(style, folder, tmp_path, capsys):
+    (tmp_path / "anna.txt").write_text(f"{folder / 'wavs' / '0.wav'}|A tone number 0.|anna")
+    told, code = style("mixture", "-e", "anna.txt", model="nobody")
+    assert code == 0 and set(told["shares"]) == {"anna"}
+    recording = ["-e", folder / "wavs" / "0.wav", "--transcript", "A tone number 0."]
+    told, code = style("mixture", *recording, model="nobody")
+    assert code == 0 and set(told["shares"]) == {told["recordings"][0]["speaker"]} == {"unknown"}
+    assert style("mixture", "-e", "anna.txt", model="mixture")[1] == 2
+    # Its voice is nobody's by name.
+    for told, code in (
+        style("encode", *recording, "-o", "e.npz", model="nobody"),
+        style("speak", TEXT, "-e", "e.npz", model="nobody"),
+        style("transfer", "-e", "anna.txt", model="nobody"),
+    ):
+        assert code == 0 and told["speaker"] is None
+    assert main(["style", "mixture", "Hi.", "-m", str(folder / "nobody"), "-v", "griffin_lim"]) == 0
+    assert " by " not in capsys.readouterr().out
 
 
 def test_a_file_of_something_else_is_no_evidence(tmp_path, style):

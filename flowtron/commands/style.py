@@ -150,18 +150,20 @@ def run(options: argparse.Namespace) -> Outcome:
 
 def encode(options: argparse.Namespace) -> Outcome:
     """Write recordings as evidence."""
-    _, evidence, notes = _with_evidence(options)
+    voice, evidence, notes = _with_evidence(options)
     tell_notes(notes, options)
     path = evidence.save(options.output)
     frames = sum(z.shape[1] for z in evidence.z)
-    text = f"{len(evidence.z)} recordings as {evidence.speaker}, {frames} frames, tempo {evidence.tempo:.3f}: {path}"
+    speaker = None if voice.flowtron.dummy_speaker else evidence.speaker
+    by = "" if speaker is None else f" as {speaker}"
+    text = f"{len(evidence.z)} recordings{by}, {frames} frames, tempo {evidence.tempo:.3f}: {path}"
     return Outcome(
         text,
         {
             "file": str(path),
             "recordings": len(evidence.z),
             "frames": frames,
-            "speaker": evidence.speaker,
+            "speaker": speaker,
             "tempo": evidence.tempo,
             "size": [float(z.square().mean().sqrt()) for z in evidence.z],
             "notes": notes,
@@ -181,7 +183,7 @@ def speak(options: argparse.Namespace) -> Outcome:
     z = posterior.source(options.seed, None if options.posterior_sigma else _sigma(options))
     speech = voice.render(text, _who(voice, evidence, options), z=z, seed=options.seed, **sampling)
     values = {"recordings": len(evidence.z), "rate": sampling["rate"], "weight": posterior.weight}
-    return _written(speech, options, values, notes)
+    return _written(voice, speech, options, values, notes)
 
 
 def transfer(options: argparse.Namespace) -> Outcome:
@@ -198,7 +200,9 @@ def transfer(options: argparse.Namespace) -> Outcome:
     (encoding,) = encode_recordings(voice, utterances, None if own else voice.speaker_id(options.speaker))
     z = prior_source(voice, options.seed, _sigma(options))
     function = transfer_rhythm if options.what == "rhythm" else transfer_alignment
-    return _written(function(voice, encoding, voice.speaker_id(options.speaker), z), options, {"what": options.what})
+    return _written(
+        voice, function(voice, encoding, voice.speaker_id(options.speaker), z), options, {"what": options.what}
+    )
 
 
 def interpolate(options: argparse.Namespace) -> Outcome:
@@ -222,32 +226,45 @@ def interpolate(options: argparse.Namespace) -> Outcome:
         draws = [prior_source(voice, seed, _sigma(options)) for seed in options.seeds]
         z = interpolation_source(draws[0], draws[1], weight, options.spherical)
         speech = voice.render(text, options.speaker, z=z, seed=options.seed, **sampling)
-    return _written(speech, options, {"weight": weight})
+    return _written(voice, speech, options, {"weight": weight})
+
+
+def _shares(voice: "Synthesizer", options: argparse.Namespace) -> Outcome:
+    """How recordings are shared among the components, by speaker and for each."""
+    from flowtron.style import component_shares
+
+    encodings = _encoded(voice, _recordings(options), options.speaker, options)
+    shares = {name: row.tolist() for name, row in component_shares(encodings).items()}
+    recordings = [
+        {
+            "path": str(each.utterance.path),
+            "speaker": each.utterance.speaker or "unknown",
+            "shares": each.mixture.prob[0].tolist(),
+        }
+        for each in encodings
+        if each.mixture is not None
+    ]
+    rows = [f"{name:16s}" + "".join(f"{p:8.3f}" for p in row) for name, row in shares.items()]
+    title = f"{'speaker':16s}" + "".join(f"{k:8d}" for k in range(len(next(iter(shares.values())))))
+    return Outcome("\n".join([title, *rows]), {"shares": shares, "recordings": recordings})
 
 
 def mixture(options: argparse.Namespace) -> Outcome:
     """Speak from a component of a mixture prior, or tell how recordings are shared among the components."""
-    from flowtron.style import component_shares, prior_source, translate
+    from flowtron.style import prior_source, translate
 
+    speaks = {"--component": options.component is not None, "--translate": options.translate, "--plot": options.plot}
+    speaks |= {"-o": options.output != SOUND}
+    if not options.text and any(speaks.values()):
+        asked = ", ".join(name for name in speaks if speaks[name])
+        raise InputError(f"{asked}: there is no text to speak; give one, in place of -e.")
+    if options.text and options.evidence:
+        raise InputError("mixture either speaks a text or tells how recordings are shared; leave out the text or -e.")
     voice = load_voice(options)
     if voice.flowtron.mixture is None:
         raise InputError("this model's prior is no mixture; train one with model_config.n_components of 2 or more.")
     if not options.text:
-        encodings = _encoded(voice, _recordings(options), options.speaker, options)
-        shares = component_shares(encodings)
-        recordings = [
-            {
-                "path": str(each.utterance.path),
-                "speaker": each.utterance.speaker,
-                "shares": each.mixture.prob[0].tolist(),
-            }
-            for each in encodings
-            if each.mixture is not None
-        ]
-        rows = [f"{name:16s}" + "".join(f"{p:8.3f}" for p in shares[name].tolist()) for name in shares]
-        title = f"{'speaker':16s}" + "".join(f"{k:8d}" for k in range(voice.flowtron.mixture.n_components))
-        by_speaker = {name: shares[name].tolist() for name in shares}
-        return Outcome("\n".join([title, *rows]), {"shares": by_speaker, "recordings": recordings})
+        return _shares(voice, options)
     import torch
 
     with torch.inference_mode():
@@ -264,7 +281,7 @@ def mixture(options: argparse.Namespace) -> Outcome:
     sampling = _sampling(options)
     z = prior_source(voice, options.seed, _sigma(options), prior, options.component)
     speech = voice.render(_text(options), options.speaker, z=z, seed=options.seed, **sampling)
-    return _written(speech, options, {"component": options.component})
+    return _written(voice, speech, options, {"component": options.component})
 
 
 SOUND = "style.wav"
@@ -397,7 +414,11 @@ def _number(text: str, option: str, given: str, expected: str) -> float:
 
 
 def _written(
-    speech: "Speech", options: argparse.Namespace, values: dict[str, Any], notes: Sequence[str] = ()
+    voice: "Synthesizer",
+    speech: "Speech",
+    options: argparse.Namespace,
+    values: dict[str, Any],
+    notes: Sequence[str] = (),
 ) -> Outcome:
     """Write the sound and its picture, and tell of it and of what went into it."""
     written = [speech.save(options.output)]
@@ -406,5 +427,8 @@ def _written(
     notes = [*notes, *speech.notes]
     tell_notes(notes, options)
     files = ", ".join(map(str, written))
-    values = {"files": [str(path) for path in written], "seconds": speech.seconds, "speaker": speech.speaker, **values}
-    return Outcome(f"{speech.seconds:.2f} s by {speech.speaker}: {files}", {**values, "notes": notes})
+    # A model that does not listen to speakers has no name for its voice.
+    speaker = None if voice.flowtron.dummy_speaker else speech.speaker
+    values = {"files": [str(path) for path in written], "seconds": speech.seconds, "speaker": speaker, **values}
+    by = "" if speaker is None else f" by {speaker}"
+    return Outcome(f"{speech.seconds:.2f} s{by}: {files}", {**values, "notes": notes})
