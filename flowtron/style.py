@@ -98,21 +98,26 @@ class Posterior:
         """Speaking rate that follows the evidence's `tempo`, which durations keep out of z, as far as z follows."""
         return tempo**self.weight
 
-    def sample(self, n_frames: int, seed: int, sigma: Deviation | None = None) -> Tensor:
+    def sample(
+        self, n_frames: int, seed: int, sigma: Deviation | None = None, voice: Synthesizer | None = None
+    ) -> Tensor:
         """Draw (D, n_frames).
 
         Args:
             n_frames, seed: of the draw.
             sigma: standard deviation around the mean, or points of a `curve` over the utterance; None takes the
                 posterior's own.
+            voice: in whose order of processing to draw, so that the noise is that of a `prior_source` with this seed;
+                None draws in order of time.
         """
         deviation = math.sqrt(self.variance) if sigma is None else deviation_over_time(sigma, n_frames)
-        noise = draw_noise(n_frames, len(self.mean), seed).T
+        noise = draw_noise(n_frames, len(self.mean), seed)
+        noise = (noise.flip(0) if voice is not None and voice.flowtron.reads_backward_first else noise).T
         return fitted(self.mean, n_frames) + deviation * noise.to(self.mean)
 
-    def source(self, seed: int, sigma: Deviation | None = None) -> Latent:
-        """Return the draw as a function of the number of frames, for `Synthesizer.render`."""
-        return lambda n_frames: self.sample(n_frames, seed, sigma)
+    def source(self, seed: int, sigma: Deviation | None = None, voice: Synthesizer | None = None) -> Latent:
+        """Return the draw as a function of the number of frames, for `Synthesizer.render`; see `sample`."""
+        return lambda n_frames: self.sample(n_frames, seed, sigma, voice)
 
 
 @torch.inference_mode()

@@ -186,6 +186,14 @@ def test_transfer_chooses_evidence_by_the_true_factors(experiment, folder, monke
     assert perform(transfer, *arguments, "--of", "carl")[0] == 2
 
 
+def test_pairs_of_transfer_share_their_noise(experiment, folder):
+    transfer = experiment[0]("transfer", ("Hm.",))
+    voice = transfer.Synthesizer.load(folder / "voice", "griffin_lim")
+    evidence = transfer.Evidence([torch.zeros(80, 5)], 1.0, "ben")
+    (_, _, before), (_, _, after) = (transfer.speak(voice, "ben", 1, given, 1.0)[0] for given in (None, evidence))
+    torch.testing.assert_close(after.z, before.z)
+
+
 def test_transfer_from_a_speaker_that_the_voice_never_heard(experiment, folder, tmp_path):
     load, perform = experiment
     transfer = load("transfer", ("Hm.",))

@@ -207,6 +207,15 @@ def test_draws_of_the_posterior_have_its_mean_and_deviation():
     assert torch.equal(posterior.sample(50, 3), draw[:, :50])
 
 
+@pytest.mark.parametrize("n_flows", [1, 2])
+def test_a_draw_of_the_posterior_has_the_noise_of_the_prior(n_flows):
+    """In both orders of processing; pairs of an experiment differ then by the evidence alone."""
+    voice = make_voice(n_flows=n_flows)
+    posterior = Posterior.of([torch.full((80, 5), 2.0)], strength=1.0, aggregation="time_and_batch")
+    prior = prior_source(voice, 3, 0.7)(90)
+    torch.testing.assert_close(posterior.source(3, 0.7, voice)(90) - posterior.mean, prior)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -95,7 +95,7 @@ def test_speaking_with_evidence_is_the_posterior(style, voice, folder):
     assert code == 0 and spoken["weight"] == pytest.approx(0.5) and spoken["speaker"] == "ben"
     assert spoken["rate"] == pytest.approx(evidence.tempo**0.5)
     posterior = Posterior.of(evidence.z, 3.0, "time_and_batch")
-    expected = voice.render(TEXT, "ben", z=posterior.source(5, 0.4), sigma=0.4, seed=5, rate=spoken["rate"])
+    expected = voice.render(TEXT, "ben", z=posterior.source(5, 0.4, voice), sigma=0.4, seed=5, rate=spoken["rate"])
     assert close(spoken, expected)
     # Who speaks is in the file, and from the recordings themselves it is the same.
     unnamed, _ = style("speak", TEXT, "-e", "e.npz", "--lambda", 3.0, "-s", 0.4, "--seed", 5)
@@ -130,7 +130,7 @@ def test_aggregation_variance_and_rate_are_chosen(style, voice, folder):
     assert code == 0 and spoken["rate"] == 1.3 and spoken["files"][1] == "a.png"
     (encoding,) = encode(voice, [Utterance(recording, said[1], "ann")])
     posterior = Posterior.of([encoding.z], 1.0, "batch", 20)
-    z = posterior.source(1234, None)
+    z = posterior.source(1234, None, voice)
     assert close(spoken, voice.render(TEXT, "ann", z=z, sigma=DEFAULT_SIGMA, rate=1.3))
 
 
@@ -163,9 +163,42 @@ def test_between_speakers_and_between_draws(style, voice):
     moving, code = style("interpolate", TEXT, "--seeds", 1, 2, "--weight", "0:0,1:1", "--spherical", "-s", 0.7)
     draws = prior_source(voice, 1, 0.7), prior_source(voice, 2, 0.7)
     z = interpolation_source(*draws, [(0.0, 0.0), (1.0, 1.0)], spherical=True)
-    assert code == 0 and close(moving, voice.render(TEXT, z=z, sigma=0.7))
+    assert code == 0 and moving["speaker"] == "ann" and close(moving, voice.render(TEXT, z=z, sigma=0.7))
     over, code = style("interpolate", TEXT, "--speakers", "ann", "ben", "--weight", "0:0,1:1")
     assert code == 0 and over["speaker"] == name
+
+
+def test_from_a_draw_to_evidence(style, voice, folder):
+    style("encode", "-e", folder / "list.txt", "-i", "ben", "-o", "e.npz")
+    posterior = Posterior.of(Evidence.load("e.npz").z, 0.1, "time_and_batch")
+    ends = prior_source(voice, 7, 0.4), posterior.source(7, 0.4, voice)
+    z = interpolation_source(*ends, [(0.0, 0.0), (1.0, 1.0)])
+    asked = ["-e", "e.npz", "--lambda", 0.1, "-s", 0.4, "--seed", 7]
+    moving, code = style("interpolate", TEXT, *asked, "--weight", "0:0,1:1")
+    rate = posterior.rate(Evidence.load("e.npz").tempo) ** 0.5
+    assert code == 0 and moving["speaker"] == "ben"
+    assert close(moving, voice.render(TEXT, "ben", z=z, sigma=0.4, seed=7, rate=rate))
+    # Its ends are the prior and what `speak` gives.
+    for weight, of in ((1, posterior), (0, None)):
+        end, _ = style("interpolate", TEXT, *asked, "--weight", weight)
+        if of is None:
+            assert close(end, voice.render(TEXT, "ben", sigma=0.4, seed=7))
+        else:
+            spoken, _ = style("speak", TEXT, *asked, "-o", "spoken.wav")
+            assert torch.equal(wav(end), wav(spoken))
+    assert "either --speakers, --seeds or -e" in style("interpolate", TEXT, *asked, "--seeds", 1, 2)[0]
+
+
+def test_alignment_and_z_of_a_recording_are_transferred(style, voice, folder):
+    from flowtron.style import transfer_alignment
+
+    recording = Utterance(folder / "wavs" / "2.wav", "A tone number 2.", "")
+    said = ["-e", recording.path, "--transcript", recording.text, "-i", "ben", "--what", "alignment"]
+    batch = ["--aggregation", "batch", "--frames", 40, "--lambda", 0.5]
+    spoken, code = style("transfer", *said, "--from-posterior", *batch, "-s", 0.5)
+    (encoding,) = encode(voice, [recording], "ben")
+    z = Posterior.of([encoding.z], 0.5, "batch", 40).source(1234, 0.5, voice)
+    assert code == 0 and close(spoken, transfer_alignment(voice, encoding, "ben", z))
 
 
 def test_sigma_over_the_utterance(style, voice, folder):
@@ -179,7 +212,7 @@ def test_sigma_over_the_utterance(style, voice, folder):
     encoded = encode(voice, [Utterance(folder / "wavs" / "2.wav", "A tone number 2.", "ben")])
     posterior = Posterior.of([each.z for each in encoded], aggregation="time_and_batch")
     assert code == 0
-    assert close(spoken, voice.render(TEXT, "ben", z=posterior.source(1234, points), sigma=0.5, rate=1.0))
+    assert close(spoken, voice.render(TEXT, "ben", z=posterior.source(1234, points, voice), sigma=0.5, rate=1.0))
 
 
 def test_components_are_told_chosen_and_moved(style, folder):

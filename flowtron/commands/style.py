@@ -23,9 +23,12 @@ from flowtron.commands import (
 from flowtron.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from flowtron.data import Utterance
+    from flowtron.inference import Latent
     from flowtron.speech import Speech
-    from flowtron.style import Encoding, Evidence
+    from flowtron.style import Encoding, Evidence, Posterior
     from flowtron.synthesizer import Synthesizer
 
 EXAMPLES = """\
@@ -35,6 +38,7 @@ flowtron style speak "Hello." -e take.wav --transcript "I am so happy." -i heart
 flowtron style transfer -e take.wav --transcript "I am so happy." -i joe --what rhythm -o joe.wav
 flowtron style interpolate "Somewhere in between." --speakers heart joe --weight 0.5
 flowtron style interpolate "From one reading to another." --seeds 1 2 --weight 0:0,1:1 --spherical -s 0.8 -i heart
+flowtron style interpolate "From monotone to excited." -e excited.npz --weight 0:0,1:1
 flowtron style interpolate "From calm to lively." --speakers heart joe --weight 0 -s 0:0.1,1:0.8
 flowtron style mixture "One of several." -m runs/mixture --component 2 --translate 7:2
 flowtron style mixture -e corpus/test.txt -m runs/mixture --json
@@ -112,6 +116,11 @@ def _transfer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--what", choices=("rhythm", "alignment"), default="rhythm", help="durations, or the attention itself"
     )
+    parser.add_argument(
+        "--from-posterior",
+        action="store_true",
+        help="draw z from the posterior of the recording, in place of the prior",
+    )
 
 
 def _between_options(parser: argparse.ArgumentParser) -> None:
@@ -173,14 +182,12 @@ def encode(options: argparse.Namespace) -> Outcome:
 
 def speak(options: argparse.Namespace) -> Outcome:
     """Speak a text in the style of evidence."""
-    from flowtron.style import Posterior
-
     text = _text(options)
     voice, evidence, notes = _with_evidence(options)
-    posterior = Posterior.of(evidence.z, options.strength, options.aggregation, options.frames)
+    posterior = _posterior(evidence.z, options)
     sampling = _sampling(options)
     sampling.setdefault("rate", posterior.rate(evidence.tempo))
-    z = posterior.source(options.seed, None if options.posterior_sigma else _sigma(options))
+    z = _posterior_source(voice, posterior, options)
     speech = voice.render(text, _who(voice, evidence, options), z=z, seed=options.seed, **sampling)
     values = {"recordings": len(evidence.z), "rate": sampling["rate"], "weight": posterior.weight}
     return _written(voice, speech, options, values, notes)
@@ -198,7 +205,12 @@ def transfer(options: argparse.Namespace) -> Outcome:
     # The recording's own speaker may be none of the voice's; what aligns it best is who will speak.
     own = utterances[0].speaker in voice.speakers
     (encoding,) = encode_recordings(voice, utterances, None if own else voice.speaker_id(options.speaker))
-    z = prior_source(voice, options.seed, _sigma(options))
+    if options.from_posterior:
+        # Evidence is encoded as who will speak.
+        (evidence,) = encode_recordings(voice, utterances, voice.speaker_id(options.speaker))
+        z = _posterior_source(voice, _posterior([evidence.z], options), options)
+    else:
+        z = prior_source(voice, options.seed, _sigma(options))
     function = transfer_rhythm if options.what == "rhythm" else transfer_alignment
     return _written(
         voice, function(voice, encoding, voice.speaker_id(options.speaker), z), options, {"what": options.what}
@@ -206,27 +218,36 @@ def transfer(options: argparse.Namespace) -> Outcome:
 
 
 def interpolate(options: argparse.Namespace) -> Outcome:
-    """Speak a text between two speakers, or two draws."""
+    """Speak a text between two speakers, two draws, or a draw and evidence."""
     from flowtron.style import blend_speakers, interpolation_source, prior_source
 
     text = _text(options)
-    if (options.speakers is None) == (options.seeds is None):
-        raise InputError("interpolate goes between two speakers or two draws; give either --speakers or --seeds.")
+    if sum(map(bool, (options.speakers, options.seeds, options.evidence))) != 1:
+        raise InputError(
+            "interpolate goes between two speakers, two draws, or a draw and evidence; give either --speakers, --seeds "
+            "or -e."
+        )
     if options.spherical and options.speakers:
         raise InputError("--spherical is a way between two draws of z; leave it out with --speakers, or give --seeds.")
     weight = _number_or_points(options.weight, "--weight", 1.0)
-    voice = load_voice(options)
     sampling = _sampling(options)
-    if options.speakers:
-        first, second = options.speakers
-        blended, name = blend_speakers(voice, first, second, weight, text)
-        z = prior_source(blended, options.seed, _sigma(options))
-        speech = blended.render(text, name, z=z, seed=options.seed, **sampling)
+    speaker, notes = options.speaker, []
+    if options.evidence:
+        voice, evidence, notes = _with_evidence(options)
+        posterior, speaker = _posterior(evidence.z, options), _who(voice, evidence, options)
+        # As far along to the evidence's rate as the weight is on average.
+        sampling.setdefault("rate", posterior.rate(evidence.tempo) ** _mean(weight))
+        ends = prior_source(voice, options.seed, _sigma(options)), _posterior_source(voice, posterior, options)
+        z = interpolation_source(*ends, weight, options.spherical)
+    elif options.seeds:
+        voice = load_voice(options)
+        first, second = (prior_source(voice, seed, _sigma(options)) for seed in options.seeds)
+        z = interpolation_source(first, second, weight, options.spherical)
     else:
-        draws = [prior_source(voice, seed, _sigma(options)) for seed in options.seeds]
-        z = interpolation_source(draws[0], draws[1], weight, options.spherical)
-        speech = voice.render(text, options.speaker, z=z, seed=options.seed, **sampling)
-    return _written(voice, speech, options, {"weight": weight})
+        voice, speaker = blend_speakers(load_voice(options), *options.speakers, weight, text)
+        z = prior_source(voice, options.seed, _sigma(options))
+    speech = voice.render(text, speaker, z=z, seed=options.seed, **sampling)
+    return _written(voice, speech, options, {"weight": weight}, notes)
 
 
 def _shares(voice: "Synthesizer", options: argparse.Namespace) -> Outcome:
@@ -290,8 +311,11 @@ Group = Callable[[argparse.ArgumentParser], None]
 ACTIONS: dict[str, tuple[Callable[[argparse.Namespace], Outcome], tuple[Group, ...]]] = {
     "encode": (encode, (_evidence_options,)),
     "speak": (speak, (_text_options, _evidence_options, _posterior_options, _sampling_options, _rate_option)),
-    "transfer": (transfer, (_evidence_options, _transfer_options, _sampling_options)),
-    "interpolate": (interpolate, (_text_options, _between_options, _sampling_options, _rate_option)),
+    "transfer": (transfer, (_evidence_options, _transfer_options, _posterior_options, _sampling_options)),
+    "interpolate": (
+        interpolate,
+        (_text_options, _between_options, _evidence_options, _posterior_options, _sampling_options, _rate_option),
+    ),
     "mixture": (mixture, (_text_options, _evidence_options, _mixture_options, _sampling_options, _rate_option)),
 }
 
@@ -311,11 +335,25 @@ def _sigma(options: argparse.Namespace) -> float | list[tuple[float, float]]:
 
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:
     """Options of the synthesis; durations are drawn with the mean of a sigma over time."""
+    sampling = {"sigma": _mean(_sigma(options))}
+    return sampling if getattr(options, "rate", None) is None else {**sampling, "rate": options.rate}
+
+
+def _mean(values: float | list[tuple[float, float]]) -> float:
+    """A number, or the mean over the utterance of the curve through points."""
     from flowtron.style import curve
 
-    sigma = _sigma(options)
-    sampling = {"sigma": sigma if isinstance(sigma, float) else float(curve(sigma, 100).mean())}
-    return sampling if getattr(options, "rate", None) is None else {**sampling, "rate": options.rate}
+    return values if isinstance(values, float) else float(curve(values, 100).mean())
+
+
+def _posterior(evidence: Sequence["Tensor"], options: argparse.Namespace) -> "Posterior":
+    from flowtron.style import Posterior
+
+    return Posterior.of(evidence, options.strength, options.aggregation, options.frames)
+
+
+def _posterior_source(voice: "Synthesizer", posterior: "Posterior", options: argparse.Namespace) -> "Latent":
+    return posterior.source(options.seed, None if options.posterior_sigma else _sigma(options), voice)
 
 
 def _recordings(options: argparse.Namespace) -> list["Utterance"]:

@@ -112,7 +112,7 @@ def speak(
             options: dict[str, Any] = {"sigma": DEFAULT_SIGMA, "seed": seed}
             if evidence is not None:
                 posterior = Posterior.of(evidence.z, strength, "time_and_batch")
-                options |= {"z": posterior.source(seed, DEFAULT_SIGMA), "rate": posterior.rate(evidence.tempo)}
+                options |= {"z": posterior.source(seed, DEFAULT_SIGMA, voice), "rate": posterior.rate(evidence.tempo)}
             spoken.append((text, seed, voice.render(text, speaker, **options)))
     return spoken
 
