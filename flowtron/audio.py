@@ -5,6 +5,7 @@ Letters: T_samples samples, T_mel frames, n_mels mel channels, n_bins = n_fft //
 
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from importlib import import_module
@@ -21,6 +22,8 @@ from torch import Tensor
 from flowtron.errors import InputError
 from flowtron.kernels.build import cache_folder
 
+MAX_SIZE = 1 << 16  # of a setting in samples; what files say may not make a machine allocate more
+LARGEST = {"sample_rate": 1 << 20, "n_mels": 1 << 10}
 LOG_FLOOR = 1e-5  # magnitudes below it are silence
 # Floating samples a little beyond 1 come from resampling and are clipped; far beyond it they are of another scale.
 MAX_PEAK = 4.0
@@ -41,6 +44,40 @@ class AudioSettings:
     n_mels: int = 80
     f_min: float = 0.0
     f_max: float = 8000.0
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], origin: str) -> "AudioSettings":
+        """Make settings of what a file says; what it does not say is the usual.
+
+        Args:
+            values: settings by name.
+            origin: what to call the file in an error.
+
+        Raises:
+            InputError: a name is not one of a setting, or a value is not a number in its range.
+        """
+        usual = cls().fingerprint()
+        for name, value in values.items():
+            if name not in usual:
+                raise InputError(f"{origin}: {name!r} is no audio setting; expected {', '.join(usual)}.")
+            if isinstance(usual[name], int):
+                most = LARGEST.get(name, MAX_SIZE)
+                if type(value) is not int or not 1 <= value <= most:
+                    shown = repr(value)[:40]
+                    raise InputError(
+                        f"{origin}: {name} is {shown}, expected a whole number from 1 to {most}; correct it."
+                    )
+            elif type(value) not in (int, float) or not 0 <= value <= LARGEST["sample_rate"]:
+                raise InputError(f"{origin}: {name} is {repr(value)[:40]}, expected a frequency in Hz; correct it.")
+        settings = cls(**values)
+        if settings.win_length > settings.n_fft:
+            raise InputError(f"{origin}: win_length {settings.win_length} is above n_fft {settings.n_fft}; correct it.")
+        if not settings.f_min < settings.f_max <= settings.sample_rate / 2:
+            raise InputError(
+                f"{origin}: f_min {settings.f_min:g} and f_max {settings.f_max:g} are no range of frequencies below "
+                f"half the sample_rate, {settings.sample_rate / 2:g}; correct it."
+            )
+        return settings
 
     def fingerprint(self) -> dict[str, int | float]:
         """Return the settings by name, as they travel with weights."""

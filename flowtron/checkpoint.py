@@ -306,10 +306,7 @@ def read_vocoder(path: str | Path) -> VocoderFile:
     for name, kind in types.items():
         if not isinstance(description.get(name), kind):
             raise InputError(f"{file}: '{name}' is no {kind.__name__}; the file was altered, get it anew.")
-    try:
-        audio = AudioSettings(**description["audio"])
-    except TypeError as error:
-        raise InputError(f"{file}: 'audio' holds no audio settings ({brief(error)}); get it anew.") from None
+    audio = AudioSettings.from_json(description["audio"], str(file))
     state = read_tensors(folder / VOCODER_WEIGHTS, str(description["weights"].get("sha256")))
     return VocoderFile(
         description["kind"], description["architecture"], state, audio, description["step"], description["notes"]

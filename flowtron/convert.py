@@ -4,6 +4,7 @@ Architectures are read off the weights. What they cannot tell comes from the ori
 from its defaults otherwise; the report and the notes in the checkpoint say which.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -85,19 +86,19 @@ def convert(source: str | Path, target: str | Path, config: str | Path | None = 
 def _audio(values: Mapping[str, Any], origin: str, n_mels: int, column: int = 1) -> tuple[AudioSettings, list[str]]:
     """Audio settings of a config, by the original's names (column 1) or HiFi-GAN's (2), else the original's."""
     found = {keys[0]: values[keys[column]] for keys in AUDIO_KEYS if keys[column] in values}
-    for name, value in found.items():
-        if not isinstance(value, int | float) or isinstance(value, bool) or value < (name != "f_min"):
-            raise InputError(f"{origin}: {name} is {value!r}, expected a number; correct the config.")
-    settings = AudioSettings(n_mels=n_mels, **found)
+    settings = AudioSettings.from_json({"n_mels": n_mels, **found}, origin)
     missing = [keys[0] for keys in AUDIO_KEYS if keys[0] not in found]
     shown = ", ".join(f"{name} {getattr(settings, name)}" for name in missing)
     return settings, [f"assumed, the original's defaults: {shown}"] if missing else []
 
 
 def _write_flowtron(foreign: Foreign, folder: Path, values: Mapping[str, Any], origin: str) -> list[str]:
-    sections = {
-        name: dict(values.get(name) or {}) for name in map(str, SECTIONS) if isinstance(values.get(name, {}), dict)
-    }
+    sections = {}
+    for name in map(str, SECTIONS):
+        section = values.get(name, {})
+        if not isinstance(section, dict):
+            raise InputError(f"{origin}: {name} is {repr(section)[:40]}, expected an object of keys; correct it.")
+        sections[name] = dict(section)
     ignored = sorted(set(values) - set(sections))
     notes = [f"sections of the config that are not used: {', '.join(ignored)}"] if ignored else []
     shown = architecture_of(foreign.state)
@@ -235,16 +236,15 @@ def _write_vocoder(foreign: Foreign, folder: Path, values: Mapping[str, Any], or
         )
         data = values.get("data_config")
         audio, assumed = _audio(data if isinstance(data, dict) else {}, origin, architecture["n_mel_channels"])
+        hop = architecture["upsample_stride"]
         if architecture["alternating_halves"]:
             notes.append("of the first version, in which odd flows change the first half of the channels")
     else:
         architecture, notes = hifigan_architecture(foreign.state, values)
         audio, assumed = _audio(values, origin, architecture["num_mels"], column=2)
-        hop = 1
-        for rate in architecture["upsample_rates"]:
-            hop *= rate
-        if hop != audio.hop_length:
-            raise InputError(f"its strides make {hop} samples a frame, not {audio.hop_length}; give its config.")
+        hop = math.prod(architecture["upsample_rates"])
+    if hop != audio.hop_length:
+        raise InputError(f"its strides make {hop} samples a frame, not {audio.hop_length}; give its own config.")
     notes = [*notes, *assumed, f"weight norm is {'kept' if architecture['weight_norm'] else 'folded'}, as in the file"]
     save_vocoder(folder, foreign.kind, architecture, foreign.state, audio, step=foreign.iteration, notes=notes)
     return notes

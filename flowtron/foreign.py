@@ -146,6 +146,11 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     return len(found)
 
 
+def _positive(values: Any) -> bool:
+    """Whether values are a list of whole numbers above 0."""
+    return isinstance(values, list) and all(type(value) is int and value > 0 for value in values)
+
+
 def check_layers(state: Mapping[str, Tensor], layers: Mapping[str, tuple[tuple[int, ...], int]]) -> None:
     """Check that weights are those of the layers: each its shape and the length of its bias (0: none).
 
@@ -190,7 +195,11 @@ def waveglow_architecture(
     if early:
         every, size = early[0], widths[early[0] - 1] - widths[early[0]]
     else:
-        every, size = int(told.get("n_early_every", 4)), int(told.get("n_early_size", 2))
+        every, size = told.get("n_early_every", 4), told.get("n_early_size", 2)
+        if not _positive([every, size]):
+            raise InputError(
+                f"n_early_every {every} and n_early_size {size} are not whole numbers above 0; correct them."
+            )
         notes.append(f"no channel leaves early within these flows; n_early_every {every} is taken")
     stride = attributes.get("upsample_stride", 256)
     alternating = str(attributes.get("class", "")).startswith("glow_old.")
@@ -249,12 +258,10 @@ def hifigan_architecture(state: Mapping[str, Tensor], config: Mapping[str, Any])
         usual = [[1, 3, 5]] * n_kinds if kind == "1" else [[1, 2], [2, 6], [3, 12]][:n_kinds]
         dilations = [list(each[:depth]) for each in usual]
         notes.append(f"dilations are assumed to be the published ones: {dilations}")
-    lists = (rates, dilations, *(dilations if isinstance(dilations, list) else []))
-    if not all(isinstance(each, list) for each in lists) or [len(rates), *map(len, dilations)] != [
-        n_ups,
-        *[depth] * n_kinds,
-    ]:
-        raise InputError(f"{rates} and {dilations} do not fit {n_ups} upsamplings and {n_kinds} kinds of blocks.")
+    lists = (rates, *(dilations if isinstance(dilations, list) else [None]))
+    if not all(map(_positive, lists)) or [*map(len, lists)] != [n_ups, *[depth] * n_kinds]:
+        shown = f"{str(rates)[:80]} and {str(dilations)[:80]}"
+        raise InputError(f"{shown} do not fit {n_ups} upsamplings and {n_kinds} kinds of blocks; give its config.")
     layers: dict[str, tuple[tuple[int, ...], int]] = {"conv_pre": ((channels, n_mels, pre_width), channels)}
     for i, kernel in enumerate(kernels):
         n_out = channels // 2 ** (i + 1)

@@ -76,7 +76,7 @@ def test_audio_settings_of_a_waveglow_come_from_its_config(tmp_path):
     audio = read_vocoder(tmp_path / "vocoder").audio
     assert (audio.sample_rate, audio.n_mels, audio.hop_length) == (16000, 6, 256)
     (tmp_path / "config.json").write_text('{"data_config": {"hop_length": "256"}}')
-    with pytest.raises(InputError, match="hop_length is '256', expected a number"):
+    with pytest.raises(InputError, match="hop_length is '256', expected a whole number"):
         convert(DATA / "waveglow_published.pt", tmp_path / "vocoder", tmp_path / "config.json")
 
 
@@ -198,3 +198,24 @@ def test_info_describes_files_too(capsys):
     assert main(["info", str(DATA / "flowtron_training_oldzip.pt")]) == 0
     shown = capsys.readouterr().out
     assert "to be converted" in shown and "n_hidden 12" in shown and "step" in shown
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_configs_of_odd_values_are_refused(tmp_path):
+    torch.save({"generator": hifigan()}, tmp_path / "hifigan.pt")
+    state = {name: value for name, value in waveglow_weights().items() if not name.startswith(("WN.2", "convinv.2"))}
+    torch.save({"state_dict": state}, tmp_path / "waveglow.pt")
+    for source, config in (
+        (tmp_path / "hifigan.pt", {"upsample_rates": [8, 8, None]}),
+        (tmp_path / "hifigan.pt", {"resblock_dilation_sizes": [[1, 2], [2, "x"]]}),
+        (tmp_path / "hifigan.pt", {"resblock_dilation_sizes": 3}),
+        (tmp_path / "waveglow.pt", {"waveglow_config": {"n_early_every": "x"}}),
+        (tmp_path / "waveglow.pt", {"waveglow_config": {"n_early_every": 0}}),
+        (DATA / "waveglow_published.pt", {"data_config": {"hop_length": 300}}),
+        (DATA / "flowtron_published.pt", {"model_config": None}),
+        (DATA / "flowtron_published.pt", {"train_config": 3}),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(InputError, match=r"^[^\n]*\.$"):
+            convert(source, tmp_path / "out", tmp_path / "config.json")
+        assert not (tmp_path / "out").exists()

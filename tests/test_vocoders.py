@@ -1,13 +1,15 @@
 """The vocoder interface: loading, settings, streams that equal the whole; SqueezeWave, HiFi-GAN, source-filter."""
 
+import json
 import math
+import shutil
 
 import pytest
 import torch
 from torch.nn import functional
 
 from flowtron.audio import AudioSettings
-from flowtron.checkpoint import save_vocoder
+from flowtron.checkpoint import read_vocoder, save_vocoder
 from flowtron.errors import InputError
 from flowtron.vocoder import GriffinLim, load_vocoder
 from flowtron.vocoder.base import frame_noise, in_context
@@ -124,9 +126,81 @@ def test_wrong_names_and_files_are_refused(folders, tmp_path):
     with pytest.raises(InputError, match="architecture"):
         build_vocoder_model("hifigan", {"layers": 3}, SETTINGS)
     save_vocoder(tmp_path / "odd", "hifigan", {"num_mels": 6}, {"a": torch.zeros(1)}, SETTINGS)
-    with pytest.raises(InputError, match="do not fit"):
+    with pytest.raises(InputError, match="larger than its weights"):
         load_vocoder(tmp_path / "odd")
     assert isinstance(load_vocoder("griffin_lim", SETTINGS, n_iter=3), GriffinLim)
+
+
+def described(folders, tmp_path, kind, change):
+    """Copy a vocoder's folder, its description changed."""
+    folder = shutil.copytree(folders / kind, tmp_path / kind)
+    description = json.loads((folder / "vocoder.json").read_text())
+    change(description)
+    (folder / "vocoder.json").write_text(json.dumps(description))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "kind, name, value",
+    [
+        *(("waveglow", "WN_config", {"n_layers": 2, "n_channels": n}) for n in (3000, 10**7)),
+        ("hifigan", "upsample_initial_channel", 10**5),
+        ("source_filter", "n_channels", 10**5),
+        ("source_filter", "n_blocks", 10**9),
+    ],
+)
+def test_networks_larger_than_their_weights_are_not_made(folders, tmp_path, kind, name, value):
+    folder = described(folders, tmp_path, kind, lambda each: each["architecture"].update({name: value}))
+    with pytest.raises(InputError, match=rf"{kind}: .*larger than its weights"):
+        load_vocoder(folder)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize(
+    "kind, name, value",
+    [
+        ("waveglow", "WN_config", {"n_layers": 2, "n_channels": -1}),
+        ("waveglow", "WN_config", {"n_layers": 10**9, "n_channels": 8}),
+        *(("waveglow", name, 0) for name in ("n_group", "n_early_every", "upsample_stride")),
+        *(("waveglow", "n_flows", n) for n in (-1, 10**9, "x")),
+        *(("waveglow", "upsample_stride", n) for n in ("x", 32.0, -32)),
+        ("squeezewave", "hop_length", 0),
+        ("hifigan", "upsample_rates", [8, None]),
+        ("hifigan", "upsample_rates", [8, 8]),
+        ("wavenet", "n_stacks", 0),
+        ("wavenet", "upsample_factors", [8, 8]),
+    ],
+)
+def test_descriptions_that_do_not_fit_are_refused(folders, tmp_path, kind, name, value):
+    folder = described(folders, tmp_path, kind, lambda each: each["architecture"].update({name: value}))
+    with pytest.raises(InputError, match=rf"{kind}: .*[a-z]\.$"):
+        load_vocoder(folder)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("sample_rate", "x"),
+        ("hop_length", 0),
+        ("n_fft", 10**9),
+        ("f_max", math.nan),
+        ("f_max", 10**400),
+        ("f_max", 1e5),
+        ("win_length", 999),
+    ],
+)
+def test_audio_settings_out_of_range_are_refused(folders, tmp_path, name, value):
+    folder = described(folders, tmp_path, "hifigan", lambda each: each["audio"].update({name: value}))
+    with pytest.raises(InputError, match=rf"vocoder\.json: .*{name}"):
+        load_vocoder(folder)
+
+
+def test_weight_norm_without_its_half_is_refused(folders, tmp_path):
+    file = read_vocoder(folders / "hifigan")
+    state = {name: value for name, value in file.state.items() if name != "conv_pre.weight_g"}
+    save_vocoder(tmp_path / "half", "hifigan", file.architecture, state, SETTINGS)
+    with pytest.raises(InputError, match=r"half: weight 'conv_pre\.weight_g' is missing"):
+        load_vocoder(tmp_path / "half")
 
 
 def test_noise_of_frames_does_not_depend_on_the_pieces():

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from flowtron.errors import InputError
+
 
 def normed(weight_v: Tensor, weight_g: Tensor) -> Tensor:
     """Return g · v / ‖v‖, the norm over all but the first dimension (Salimans and Kingma 2016)."""
@@ -17,11 +19,18 @@ def normed(weight_v: Tensor, weight_g: Tensor) -> Tensor:
 
 
 def fold_weight_norm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights with every pair `weight_g`, `weight_v` replaced by the `weight` that they make."""
+    """Return weights with every pair `weight_g`, `weight_v` replaced by the `weight` that they make.
+
+    Raises:
+        InputError: a pair is none.
+    """
     folded: dict[str, Tensor] = {}
     for name, value in state.items():
         if name.endswith("weight_v"):
-            folded[f"{name[:-2]}"] = normed(value, state[f"{name[:-1]}g"])
+            scale = state.get(f"{name[:-1]}g")
+            if scale is None or scale.shape != value.shape[:1] + (1,) * (value.dim() - 1):
+                raise InputError(f"weight '{name[:-1]}g' is missing or has an odd shape; get the file anew.")
+            folded[f"{name[:-2]}"] = normed(value, scale)
         elif not name.endswith("weight_g"):
             folded[name] = value
     return folded

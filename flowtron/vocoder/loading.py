@@ -1,12 +1,15 @@
 """Vocoders by name or from a folder."""
 
+import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from flowtron.audio import AudioSettings
 from flowtron.checkpoint import VOCODER_DESCRIPTION, VocoderFile, read_vocoder
@@ -37,25 +40,62 @@ def bundled_vocoders() -> list[str]:
     return sorted(path.parent.name for path in WEIGHTS.glob(f"*/{VOCODER_DESCRIPTION}"))
 
 
-def build_vocoder_model(kind: str, architecture: Mapping[str, Any], settings: AudioSettings) -> nn.Module:
+class NoLargerThan(TorchFunctionMode):
+    """Stops the making of a network that outgrows the weights it is for, before memory is touched for it.
+
+    Networks are made with random values, so that a number in a file would otherwise make a machine fill its memory.
+    """
+
+    FACTORIES = frozenset({"empty", "zeros", "ones", "full", "randn", "rand"})
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        # Matrices are made twice, once for their layer and once for their values; what else is made is small.
+        self.numbers_left = 4 * sum(value.numel() for value in state.values()) + (1 << 20)
+        self.tensors_left = 4 * len(state) + 64
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Call a function of torch, and count what it makes."""
+        result = function(*args, **(kwargs or {}))
+        if getattr(function, "__name__", "") in self.FACTORIES:
+            self.numbers_left -= result.numel()
+            self.tensors_left -= 1
+            if min(self.numbers_left, self.tensors_left) < 0:
+                raise ValueError("it is larger than its weights")
+        return result
+
+
+def build_vocoder_model(
+    kind: str, architecture: Mapping[str, Any], settings: AudioSettings, state: Mapping[str, Tensor] | None = None
+) -> nn.Module:
     """Build the network of a vocoder, its weights random.
 
     Args:
         kind: a key of `MODELS`.
         architecture: arguments of its class.
         settings: of the mels.
+        state: weights that it is for, by name; a network that outgrows them is not made.
 
     Raises:
-        InputError: there is no such kind, or the architecture does not fit it.
+        InputError: there is no such kind, or the architecture does not fit it or the weights.
     """
     if kind not in MODELS:
         raise InputError(f"vocoder kind is {kind!r}, expected one of {', '.join(MODELS)}; correct it.")
     arguments = dict(architecture)
     if kind == "source_filter":
-        arguments = {"settings": settings, **arguments}
+        arguments = {**arguments, "settings": settings}
+    inner = arguments.get("WN_config")
+    for counts in (arguments, inner if isinstance(inner, dict) else {}):
+        for name in ("n_flows", "n_layers"):
+            count = counts.get(name, 1)
+            if type(count) is not int or count < 1 or (state is not None and count > len(state)):
+                raise InputError(f"the architecture of the {kind} has {name} {repr(count)[:40]}; correct it.")
     try:
-        return MODELS[kind](**arguments)
-    except TypeError as error:
+        with nullcontext() if state is None else NoLargerThan(state):
+            return MODELS[kind](**arguments)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
         raise InputError(f"the architecture of the {kind} does not fit ({brief(error)}); correct it.") from None
 
 
@@ -71,20 +111,42 @@ def load_weights_into(model: nn.Module, state: Mapping[str, Tensor], origin: Pat
         raise InputError(f"{origin}: weights do not fit the architecture ({brief(error)}); get it anew.") from None
 
 
+def samples_per_frame(model: nn.Module) -> int | None:
+    """Samples that a network makes of a frame; None where the settings of its mels say."""
+    if isinstance(model, WaveGlow):
+        return model.stride // model.n_group * model.n_group
+    if isinstance(model, SqueezeWave):
+        return model.repeats * model.n_group
+    if isinstance(model, HifiGan):
+        return model.hop_length
+    return math.prod(model.upsampling.factors) if isinstance(model, WaveNet) else None
+
+
 def from_file(file: VocoderFile, origin: Path, dtype: torch.dtype | None, **options: Any) -> Vocoder:
     """Make a vocoder of what a folder holds, normalisations folded away.
 
     Raises:
-        InputError: the kind is not known, or weights and architecture do not fit.
+        InputError: the kind is not known, or weights, architecture and settings do not fit.
     """
     state = {name: value.float() if value.is_floating_point() else value for name, value in file.state.items()}
     architecture = dict(file.architecture)
-    if architecture.get("weight_norm"):
-        state, architecture["weight_norm"] = fold_weight_norm(state), False
-    if file.kind == "squeezewave" and architecture.get("batch_norm", True):
-        state, architecture["batch_norm"] = fold_batch_norm(state), False
-    model = build_vocoder_model(file.kind, architecture, file.audio)
+    try:
+        if architecture.get("weight_norm"):
+            state, architecture["weight_norm"] = fold_weight_norm(state), False
+        if file.kind == "squeezewave" and architecture.get("batch_norm", True):
+            state, architecture["batch_norm"] = fold_batch_norm(state), False
+        model = build_vocoder_model(file.kind, architecture, file.audio, state)
+        n_samples = samples_per_frame(model)
+    except InputError as error:
+        raise InputError(f"{origin}: {error}") from None
+    except (TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+        raise InputError(f"{origin}: weights do not fit the architecture ({brief(error)}); get it anew.") from None
     load_weights_into(model, state, origin)
+    hop_length = file.audio.hop_length
+    if n_samples is not None and (type(n_samples) is not int or n_samples != hop_length):
+        raise InputError(
+            f"{origin}: its network makes {n_samples} samples a frame, but hop_length is {hop_length}; get it anew."
+        )
     if isinstance(model, WaveGlow):
         return WaveGlowVocoder(model, file.audio, dtype, **options)
     if dtype is not None:

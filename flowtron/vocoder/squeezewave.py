@@ -93,6 +93,7 @@ class SqueezeWave(Glow):
             SeparableNet(width // 2, n_mel_channels, repeats, batch_norm=batch_norm, **network) for width in widths
         ]
         super().__init__(widths, couplings)
+        self.repeats = repeats
         self.context_frames = -(-n_flows * network["n_layers"] * (network["kernel_size"] // 2) // repeats)
 
     def condition(self, mel: Tensor, n_groups: int) -> Tensor:
