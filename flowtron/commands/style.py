@@ -231,20 +231,22 @@ def interpolate(options: argparse.Namespace) -> Outcome:
         raise InputError("--spherical is a way between two draws of z; leave it out with --speakers, or give --seeds.")
     weight = _number_or_points(options.weight, "--weight", 1.0)
     sampling = _sampling(options)
-    speaker, notes = options.speaker, []
+    speaker: str | None = options.speaker
+    notes: list[str] = []
     if options.evidence:
         voice, evidence, notes = _with_evidence(options)
         posterior, speaker = _posterior(evidence.z, options), _who(voice, evidence, options)
         # As far along to the evidence's rate as the weight is on average.
         sampling.setdefault("rate", posterior.rate(evidence.tempo) ** _mean(weight))
-        ends = prior_source(voice, options.seed, _sigma(options)), _posterior_source(voice, posterior, options)
-        z = interpolation_source(*ends, weight, options.spherical)
+        prior = prior_source(voice, options.seed, _sigma(options))
+        z = interpolation_source(prior, _posterior_source(voice, posterior, options), weight, options.spherical)
     elif options.seeds:
         voice = load_voice(options)
-        first, second = (prior_source(voice, seed, _sigma(options)) for seed in options.seeds)
-        z = interpolation_source(first, second, weight, options.spherical)
+        draws = [prior_source(voice, seed, _sigma(options)) for seed in options.seeds]
+        z = interpolation_source(draws[0], draws[1], weight, options.spherical)
     else:
-        voice, speaker = blend_speakers(load_voice(options), *options.speakers, weight, text)
+        first, second = options.speakers
+        voice, speaker = blend_speakers(load_voice(options), first, second, weight, text)
         z = prior_source(voice, options.seed, _sigma(options))
     speech = voice.render(text, speaker, z=z, seed=options.seed, **sampling)
     return _written(voice, speech, options, {"weight": weight}, notes)

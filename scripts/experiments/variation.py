@@ -19,6 +19,9 @@ errors and left out. Loud z makes noise that is called voiced, so that only thos
 model's own most likely speech (sigma 0), where the durations can be held fixed, and else those that at least half of
 the seeds voice. The robust spread takes, where durations are fixed, the frames that at least 80 % of the seeds voice at
 every sigma, so that all rows are of the same frames.
+
+Whether a spread grows from one sigma² to the next is told in two ways: by intervals that are apart, and by the interval
+of their ratio over the same draws of seeds, which is narrower (see `growth`).
 """
 
 import math
@@ -45,7 +48,15 @@ OCTAVE_ERROR_SEMITONES = 9.0
 SURELY_VOICED = 0.8  # of the seeds
 QUARTILES_OF_NORMAL = 1.349
 RESAMPLES = 1000
-Interval = tuple[float, float, float]
+
+
+class Estimate(NamedTuple):
+    """A statistic of all seeds, its 95 % interval, and its values (RESAMPLES,) for draws of seeds."""
+
+    value: float
+    low: float
+    high: float
+    draws: np.ndarray
 
 
 class Setting(NamedTuple):
@@ -66,17 +77,27 @@ def clean(f0: np.ndarray) -> np.ndarray:
     return np.where(distance > OCTAVE_ERROR_SEMITONES, np.nan, values)
 
 
-def bootstrap(n_seeds: int, statistic: Callable[[np.ndarray], float], of_variance: bool = True) -> Interval:
-    """A statistic of the seeds' numbers (n,), with its 95 % interval over draws of seeds."""
+def bootstrap(n_seeds: int, statistic: Callable[[np.ndarray], float], of_variance: bool = True) -> Estimate:
+    """A statistic of the seeds' numbers (n,), over draws of seeds, which are the same for the same number of them."""
     generator = np.random.default_rng(0)
     # A draw has fewer different seeds and their variance is less; the factor makes up for it on average.
     factor = math.sqrt(n_seeds / (n_seeds - 1)) if of_variance else 1.0
     draws = [factor * statistic(generator.integers(0, n_seeds, n_seeds)) for _ in range(RESAMPLES)]
     low, high = np.nanpercentile(draws, [2.5, 97.5])
-    return statistic(np.arange(n_seeds)), float(low), float(high)
+    return Estimate(statistic(np.arange(n_seeds)), float(low), float(high), np.array(draws))
 
 
-def pooled_spread(values: np.ndarray) -> Interval:
+def growth(before: Estimate, after: Estimate) -> tuple[float, float, float]:
+    """By what an estimate is larger than another of the same seeds, with the 95 % interval over the same draws.
+
+    A seed gives every sigma the same noise, so that much of what a draw of seeds does to one spread it does to the
+    other, and their ratio is known better than either.
+    """
+    low, high = np.nanpercentile(after.draws / before.draws, [2.5, 97.5])
+    return after.value / before.value, float(low), float(high)
+
+
+def pooled_spread(values: np.ndarray) -> Estimate:
     """Root of the mean over sentences of the variance over seeds, of values (sentences, seeds)."""
 
     def statistic(seeds: np.ndarray) -> float:
@@ -85,7 +106,7 @@ def pooled_spread(values: np.ndarray) -> Interval:
     return bootstrap(values.shape[1], statistic)
 
 
-def contour_spread(contours: Sequence[np.ndarray]) -> Interval:
+def contour_spread(contours: Sequence[np.ndarray]) -> Estimate:
     """The same of contours (seeds, T) of each sentence, over frames that at least half of the seeds voice."""
 
     def statistic(seeds: np.ndarray) -> float:
@@ -113,7 +134,7 @@ def surely_voiced(settings: Sequence[np.ndarray]) -> np.ndarray:
     return np.min(shares, 0) >= SURELY_VOICED
 
 
-def robust_contour_spread(contours: Sequence[np.ndarray], chosen: Sequence[np.ndarray]) -> Interval:
+def robust_contour_spread(contours: Sequence[np.ndarray], chosen: Sequence[np.ndarray]) -> Estimate:
     """Distance of the quartiles over seeds, in semitones over that of N(0, 1): the mean over frames and sentences.
 
     Args:
@@ -127,7 +148,9 @@ def robust_contour_spread(contours: Sequence[np.ndarray], chosen: Sequence[np.nd
         quartiles = [np.nanpercentile(pitch[seeds], [25, 75], axis=0) for pitch in pitches]
         return float(np.mean([np.nanmean(high - low) for low, high in quartiles]) / QUARTILES_OF_NORMAL)
 
-    return bootstrap(len(contours[0]), statistic, of_variance=False) if pitches else (math.nan,) * 3
+    if not pitches:
+        return Estimate(math.nan, math.nan, math.nan, np.full(RESAMPLES, math.nan))
+    return bootstrap(len(contours[0]), statistic, of_variance=False)
 
 
 def common_movement(contours: Sequence[np.ndarray], chosen: Sequence[np.ndarray]) -> float:
@@ -193,7 +216,7 @@ def main() -> None:
         settings += [Setting("Tacotron 2", f"dropout {p:g}", baseline, {"prenet_dropout": p}) for p in DROPOUTS]
     rows: list[dict[str, Any]] = []
     each: list[dict[str, Any]] = []
-    spreads: dict[tuple[str, str], dict[str, Interval]] = {}
+    spreads: dict[tuple[str, str], dict[str, Estimate]] = {}
     measured_contours: dict[tuple[str, str], list[np.ndarray]] = {}
     figure = Figure(figsize=(4 * len(settings), 4), layout="constrained")
     for axes, setting in zip(figure.subplots(1, len(settings)), settings):
@@ -241,11 +264,11 @@ def main() -> None:
                 "model": setting.model,
                 "setting": setting.setting,
                 "seconds": f"{np.mean(seconds):.2f}",
-                "spread of seconds": shown(found["seconds"], 3),
-                "with durations at the whole of sigma": shown(found["whole"], 3) if whole else "",
+                "spread of seconds": shown(found["seconds"][:3], 3),
+                "with durations at the whole of sigma": shown(found["whole"][:3], 3) if whole else "",
                 "mean F0, Hz": f"{np.nanmean(means):.1f}",
-                "spread of mean F0, Hz": shown(found["pitch"]),
-                "spread of the F0 contour, Hz": shown(found["contour"]),
+                "spread of mean F0, Hz": shown(found["pitch"][:3]),
+                "spread of the F0 contour, Hz": shown(found["contour"][:3]),
                 "voiced": f"{voiced:.2f}",
             }
         )
@@ -258,7 +281,7 @@ def main() -> None:
         same = [c for (name, _), c in measured_contours.items() if name == "Flowtron"] if is_fixed else [contours]
         chosen = [surely_voiced([each_setting[number] for each_setting in same]) for number in range(len(TEXTS))]
         spreads[key]["robust"] = robust_contour_spread(contours, chosen)
-        row["robust spread of the F0 contour, semitones"] = shown(spreads[key]["robust"])
+        row["robust spread of the F0 contour, semitones"] = shown(spreads[key]["robust"][:3])
         row["movement of the mean contour, semitones"] = f"{common_movement(contours, chosen):.2f}"
     checks: dict[str, object] = {}
     names = {
@@ -270,10 +293,12 @@ def main() -> None:
     }
     for key, name in names.items():
         path = [spreads["Flowtron", f"sigma² {v:g}"][key] for v in options.variances]
-        checks[f"spread of {name} grows with sigma², intervals apart"] = all(a[2] < b[1] for a, b in pairwise(path))
+        checks[f"spread of {name} grows with sigma², intervals apart"] = all(a.high < b.low for a, b in pairwise(path))
+        ratios = [growth(a, b) for a, b in pairwise(path) if a.value > 0]
+        checks[f"growth of the spread of {name}, same seeds"] = ", ".join(shown(ratio, 3) for ratio in ratios)
         if options.tacotron2:
-            most = max(spreads["Tacotron 2", f"dropout {p:g}"][key][2] for p in DROPOUTS)
-            checks[f"spread of {name} at sigma² 1 exceeds Tacotron 2's"] = path[-1][1] > most
+            most = max(spreads["Tacotron 2", f"dropout {p:g}"][key].high for p in DROPOUTS)
+            checks[f"spread of {name} at sigma² 1 exceeds Tacotron 2's"] = path[-1].low > most
     if not options.tacotron2:
         checks["Tacotron 2"] = "not measured: no checkpoint was given"
     write_results(options, rows, each, checks)
