@@ -114,11 +114,38 @@ def test_mixing_is_a_function_of_the_generator_and_needs_one(default: Tokenizer)
 def test_words_span_their_tokens(default: Tokenizer) -> None:
     spoken = default.encode("\"Hello,\" he said - it's {HH AW1}, 5% of NASA's!", p_arpabet=1)
     assert [word.text for word in spoken.words] == [
-        *("Hello", "he", "said", "it's", "{HH AW1}", "five%", "of", "{N AE1 S AH0}'s")
+        *("Hello", "he", "said", "it's", "{HH AW1}", "five%", "of", "NASA's")
     ]
     said = [default.decode(spoken.tokens[word.start : word.end]) for word in spoken.words]
     assert said == ["Hello", "{HH IY1}", "{S EH1 D}", "it's", "{HH AW1}", "{F AY1 V}%", "of", "{N AE1 S AH0}'s"]
     assert default.encode("Hi!", p_arpabet=0).words == [Word("Hi", 0, 2)]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("The TV, at NASA.", "The|TV|at|NASA"),
+        ('"USA\'s" (CPUs) in the U.S.: AT&T', "USA's|CPUs|in|the|U.S.|AT&T"),
+        ("McDONALD or TV/IBM at 5pm", "McDONALD|or|TV/IBM|at|five|PM"),
+        ("{T IY1} {V IY1} IBM{K} {} TV", "{T IY1}|{V IY1}|IBM{K}|TV"),
+        ("{XX YY {K AB} TV } {", "{XX|YY|{K AB}|TV"),
+    ],
+)
+@pytest.mark.parametrize("p_arpabet", [0, 1])
+def test_acronyms_are_words_as_written(default: Tokenizer, text: str, words: str, p_arpabet: int) -> None:
+    assert [word.text for word in default.encode(text, p_arpabet).words] == words.split("|")
+
+
+def test_the_span_of_an_acronym_is_all_its_letters(default: Tokenizer) -> None:
+    spoken = default.encode("An IBM, typed", p_arpabet=0)
+    word = spoken.words[1]
+    assert default.decode(spoken.tokens[word.start : word.end]) == "{AY1} {B IY1} {EH1 M}"
+
+
+@pytest.mark.parametrize("more", ["basic_cleaners", "flowtron_original_cleaners"])
+def test_other_cleaners_after_the_acronyms(more: str) -> None:
+    tokenizer = Tokenizer(cleaners=["flowtron_cleaners", more], p_arpabet=1)
+    assert "the" in [word.text for word in tokenizer.encode("On the TV at {HH AW1}").words]
 
 
 def test_unknown_characters_are_reported(default: Tokenizer) -> None:

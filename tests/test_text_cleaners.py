@@ -214,6 +214,32 @@ def test_ipa_without_counterpart_is_refused(text, match):
         ("10:00, 10:05, 9:30, 8:00 pm", "ten o'clock, ten oh five, nine thirty, eight {P IY1 EH1 M}"),
         ("1ST, 1,2,3 and 12,000", "first, one, two, three and twelve thousand"),
         ("MP3", "{EH1 M} {P IY1} three"),
+        ("$1.5, $2.05 or $0.99", "one dollar, fifty cents, two dollars, five cents or ninety nine cents"),
+        (
+            "$3.5B, $10k and $1.234",
+            "three point five billion dollars, ten thousand dollars and one point two three four dollars",
+        ),
+        ("$2 million dollars, $1, $0", "two million dollars, one dollar, zero dollars"),
+        ("£1, £5 million, £12.50, £0.01", "one pound, five million pounds, twelve pounds, fifty pence, one penny"),
+        (
+            "£1,984 of -$5-10, $.50",
+            "one thousand nine hundred eighty four pounds of minus five to ten dollars, fifty cents",
+        ),
+        ("2,005 in 2005", "two thousand five in two thousand five"),
+        ("v1.2.3", "v one point two point three"),
+        ("€1 for €2.5bn, 5€", "one euro for two point five billion euros, five euros"),
+        (
+            "2 3/4, 2½ or ⅝, not 1/2/24",
+            "two and three quarters, two and one half or five eighths, not one/two/twenty four",
+        ),
+        (
+            "−5 to 5−3, .5 and 10.20.1.1",
+            "minus five to five minus three, point five and ten point twenty point one point one",
+        ),
+        (
+            "At 12:05:30. 5 p.m. It is 6:30 a.m. here",
+            "At twelve oh five thirty. five {P IY1 EH1 M}. It is six thirty {EY1} {EH1 M} here",
+        ),
         ("{AH0} 50% {K}", "{AH0} fifty percent {K}"),
         ("A plain sentence, nothing more.", "A plain sentence, nothing more."),
     ],

@@ -33,3 +33,12 @@ def expand_acronyms(text: str) -> str:
     is a Z in the last letter: 'CPUs' is {S IY1} {P IY1} {Y UW1 Z}.
     """
     return _ACRONYM.sub(_expand, text)
+
+
+def written_acronyms(text: str) -> list[str]:
+    """What each pair of braces that `expand_acronyms` makes of a text stood for; '' for the letters after the first."""
+    return [
+        written
+        for match in _ACRONYM.finditer(text)
+        for written in (match.group(), *[""] * (_expand(match).count("{") - 1))
+    ]

@@ -3,15 +3,16 @@
 N is the number of tokens of a sentence.
 """
 
+import itertools
 import random
 import re
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from flowtron.errors import InputError
-from flowtron.text.cleaners import Cleaner, find_cleaner, flowtron_original_cleaners
+from flowtron.text.cleaners import Cleaner, clean_and_trace, find_cleaner, flowtron_cleaners, flowtron_original_cleaners
 from flowtron.text.ipa import replace_typed_ipa
 from flowtron.text.pronunciation import phonemize, phonemize_as_original
 from flowtron.text.symbols import RESERVED, SYMBOLS
@@ -40,7 +41,8 @@ class TokenizedText:
 
     Attributes:
         tokens: N ids.
-        words: The spoken words, in order, without the punctuation around them.
+        words: The spoken words, in order, without the punctuation around them; an acronym is one word, as it was
+            written.
         cleaned: The text after the cleaners, before words became phones.
         unknown: The characters (and phones, with their braces) that have no symbol and are missing from the tokens,
             each once, in order of appearance.
@@ -109,9 +111,7 @@ class Tokenizer:
             InputError: Nothing is left to say, or the generator is missing.
         """
         p_arpabet = self.p_arpabet if p_arpabet is None else _probability(p_arpabet)
-        cleaned = text
-        for clean in self._clean:
-            cleaned = clean(cleaned)
+        cleaned, written = self._clean_text(text)
         words = (_WORD_OF_ORIGINAL if self._as_original else _WORD).findall(cleaned)
         spelled = self._mix(words, p_arpabet, generator) if self._has_phones else words
 
@@ -124,7 +124,7 @@ class Tokenizer:
                 "the model has no symbol for it.",
                 stacklevel=2,
             )
-        return TokenizedText(tokens, self._find_words(words, spelled, tokens, positions), cleaned, unknown)
+        return TokenizedText(tokens, self._find_words(words, spelled, tokens, positions, written), cleaned, unknown)
 
     @property
     def space(self) -> int:
@@ -168,6 +168,17 @@ class Tokenizer:
             text.append(f"{{{symbol[1:]}}}" if _is_phone(symbol) else symbol)
         return "".join(text).replace("}{", " ")
 
+    def _clean_text(self, text: str) -> tuple[str, list[str]]:
+        """The cleaned text, and what was written for each pair of braces in it; nothing where nobody knows."""
+        written: list[str] = []
+        for clean in self._clean:
+            if clean is flowtron_cleaners:
+                text, written = clean_and_trace(text)
+            else:
+                text = clean(text)
+        known = not self._as_original and len(written) == len(_BRACES.findall(text))
+        return text, written if known else []
+
     def _mix(self, words: list[str], p_arpabet: float, generator: random.Random | None) -> list[str]:
         replace = phonemize_as_original if self._as_original else phonemize
         if p_arpabet == 0:
@@ -210,8 +221,11 @@ class Tokenizer:
             add(text[position], position, text[position])
         return tokens, positions, list(unknown)
 
-    def _find_words(self, words: list[str], spelled: list[str], tokens: list[int], positions: list[int]) -> list[Word]:
-        found = []
+    def _find_words(
+        self, words: list[str], spelled: list[str], tokens: list[int], positions: list[int], written: list[str]
+    ) -> list[Word]:
+        found: list[tuple[str, list[str], list[int]]] = []
+        in_braces = iter(written)
         token = word_start = 0
         for word, replaced in zip(words, spelled):
             word_end = word_start + len(replaced)
@@ -221,10 +235,20 @@ class Tokenizer:
             while token < len(tokens) and positions[token] < word_end:
                 token += 1
             spoken = [place for place in range(start, token) if tokens[place] in self._spoken]
-            if spoken:
-                found.append(Word(_without_punctuation(word), spoken[0], spoken[-1] + 1))
+            pairs = [match.group() for match in _BRACES.finditer(word)]
+            if written:
+                pairs = list(itertools.islice(in_braces, len(pairs)))
+            if pairs and not pairs[0]:  # the next letter of an acronym
+                before = found.pop()
+                found.append((before[0] + word, before[1] + pairs, before[2] + spoken))
+            else:
+                found.append((word, pairs, spoken))
             word_start = word_end + 1
-        return found
+        return [
+            Word(_as_written(_without_punctuation(word), pairs), spoken[0], spoken[-1] + 1)
+            for word, pairs, spoken in found
+            if spoken
+        ]
 
 
 def _probability(p_arpabet: float) -> float:
@@ -248,6 +272,12 @@ def _without_punctuation(word: str) -> str:
     """The word as one would show it, without what stands around it; phones keep their braces."""
     kept = [place for place, character in enumerate(word) if character in "{}" or _is_spoken(character)]
     return word[kept[0] : kept[-1] + 1] if kept else word
+
+
+def _as_written(word: str, pairs: Iterable[str]) -> str:
+    """The word with what was written in place of each pair of braces."""
+    remaining = iter(pairs)
+    return _BRACES.sub(lambda match: next(remaining), word)
 
 
 def _shorten(text: str, limit: int = 60) -> str:
