@@ -25,7 +25,21 @@ from flowtron.service import BusyError, Service, describe
 
 OPENAI_PCM_RATE = 24000  # Hz, what its clients expect of bare samples
 # Names that clients of OpenAI send when nobody chose a voice; they stand for our speakers in turn.
-OPENAI_VOICES = ("alloy", "ash", "ballad", "coral", "echo", "fable", "nova", "onyx", "sage", "shimmer", "verse")
+OPENAI_VOICES = (
+    "alloy",
+    "ash",
+    "ballad",
+    "cedar",
+    "coral",
+    "echo",
+    "fable",
+    "marin",
+    "nova",
+    "onyx",
+    "sage",
+    "shimmer",
+    "verse",
+)
 LOOK_EVERY_SECONDS = 0.5  # for a client who has left
 BODY_SECONDS = 30.0  # that a client may pause while it sends
 LOG = logging.getLogger("flowtron")

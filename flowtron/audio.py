@@ -21,6 +21,7 @@ from torch import Tensor
 
 from flowtron.errors import InputError
 from flowtron.kernels.build import cache_folder
+from flowtron.tensorfile import set_usual_mode
 
 MAX_SIZE = 1 << 16  # of a setting in samples; what files say may not make a machine allocate more
 LARGEST = {"sample_rate": 1 << 20, "n_mels": 1 << 10}
@@ -251,7 +252,11 @@ class WavWriter:
             raise InputError(f"{path}: its folder does not exist; create it or choose another.")
 
     def __enter__(self) -> "WavWriter":
-        descriptor, self._temporary = tempfile.mkstemp(dir=self.path.parent, suffix=".wav")
+        if self.path.is_dir():
+            raise InputError(f"{self.path}: is a folder; name a file.")
+        descriptor, self._temporary = tempfile.mkstemp(
+            prefix=f".{self.path.name}.", dir=self.path.parent, suffix=".wav"
+        )
         os.close(descriptor)
         self._file = soundfile.SoundFile(
             self._temporary, "w", self.sample_rate, channels=1, format="WAV", subtype="PCM_16"
@@ -268,7 +273,7 @@ class WavWriter:
         if kind is not None:
             os.unlink(self._temporary)
             return
-        os.chmod(self._temporary, 0o644)
+        set_usual_mode(Path(self._temporary), 0o666)
         os.replace(self._temporary, self.path)
 
 

@@ -28,6 +28,7 @@ from flowtron.torchfile import check_archive
 
 FORMAT_VERSION = 1
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
+VOICES = Path(__file__).parent / "voices"
 VOCODER_DESCRIPTION, VOCODER_WEIGHTS = "vocoder.json", "vocoder.safetensors"
 
 
@@ -60,6 +61,17 @@ def best_checkpoint(folder: Path) -> Path | None:
     """The checkpoint with the lowest validation loss, or None before the first and for what is no run's folder."""
     note = folder / "best"
     return folder / "checkpoints" / note.read_text(encoding="utf-8").strip() if note.is_file() else None
+
+
+def locate(path: str | Path) -> Path:
+    """Return the folder of a bundled voice by its name, of the best checkpoint of a run, or the path as it is."""
+    path = Path(path)
+    here = best_checkpoint(path) or path
+    # A folder that only has the name, such as the one `make demo` writes to, does not hide the voice.
+    is_taken = here.is_file() or any((here / name).is_file() for name in (DESCRIPTION, VOCODER_DESCRIPTION))
+    if not is_taken and (VOICES / path / DESCRIPTION).is_file():
+        return VOICES / path
+    return here
 
 
 def save_model(

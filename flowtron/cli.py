@@ -11,6 +11,7 @@ import textwrap
 import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from flowtron import __version__
@@ -87,11 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     before = warnings.showwarning
-    # A person wants the sentence of a warning, not the line of code it came from.
     if not options.debug:
-        warnings.showwarning = lambda message, *_: (
-            None if options.quiet else print(f"note: {message}".translate(ESCAPED), file=sys.stderr)
-        )
+        warnings.showwarning = lambda message, category, filename, *_: _note(message, filename, options)
     try:
         return _report(options.run(options), options)
     except InputError as error:
@@ -112,6 +110,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"a fault of flowtron itself ({what}); please report it with what --debug shows.", 1, options)
     finally:
         warnings.showwarning = before
+
+
+def _note(message: Warning | str, filename: str, options: argparse.Namespace) -> None:
+    """Print a warning's sentence, without the line of code it came from, and nothing of what libraries outgrow."""
+    is_ours = Path(filename).is_relative_to(Path(__file__).parent)
+    if not options.quiet and (is_ours or "deprecated" not in str(message)):
+        print(f"note: {message}".translate(ESCAPED), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,14 @@ CLAUSE_PAUSE_SECONDS = 0.1  # where a sentence is too long to be spoken at once
 TYPED_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 60.0
 MAX_CHARACTERS = 180  # of a passage; the recordings that voices learn from are seldom longer
+STRETCH = 4000  # characters whose sentences are found at once
 SPOKEN_DIGIT = 5  # characters that a digit counts for
 
 _PAUSE = re.compile(r"\[\s*pause\b([^\]]*)\]", re.IGNORECASE)
 _PAUSE_LENGTH = re.compile(r"\s*(?:(\d+(?:\.\d+)?)\s*(ms|s))?\s*", re.IGNORECASE)
 _PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
 _CLAUSE_END = re.compile(r"[,;:]\s|\s[-–—]+\s")
+_SENTENCE_END = re.compile(r"[.?!][\"')\]”’]*\s")
 _ENDS = ".?!"
 
 
@@ -93,12 +95,25 @@ def _sentences(paragraph: str, end: str) -> Iterator[tuple[str, float]]:
 
     A sentence without a mark at its end gets `end`.
     """
-    import pysbd  # slow to import, and not needed by those who hand in passages
-
-    for sentence in pysbd.Segmenter(language="en", clean=False).segment(" ".join(paragraph.split())):
+    for sentence in _segmented(" ".join(paragraph.split())):
         *clauses, last = _pieces(sentence.strip())
         spoken = [(clause, CLAUSE_PAUSE_SECONDS) for clause in clauses] + [(last, SENTENCE_PAUSE_SECONDS)]
         yield from ((_with_end(piece, end), pause) for piece, pause in spoken if any(c.isalnum() for c in piece))
+
+
+def _segmented(paragraph: str) -> Iterator[str]:
+    """Yield the sentences of a paragraph, a stretch at a time, since pysbd takes quadratic time."""
+    import pysbd  # slow to import, and not needed by those who hand in passages
+
+    segmenter = pysbd.Segmenter(language="en", clean=False)
+    while len(paragraph) > STRETCH:
+        ends = [match.end() for match in _SENTENCE_END.finditer(paragraph, 0, STRETCH)]
+        at = ends[-1] if ends else paragraph.rfind(" ", 0, STRETCH) + 1 or STRETCH
+        *sentences, last = segmenter.segment(paragraph[:at]) or [paragraph[:at]]
+        yield from sentences or [last]
+        # The last one may go on beyond the stretch.
+        paragraph = f"{last.rstrip()} {paragraph[at:]}" if sentences else paragraph[at:]
+    yield from segmenter.segment(paragraph)
 
 
 def _pieces(sentence: str) -> list[str]:

@@ -4,6 +4,7 @@ Letters: B batch, T_mel frames, T_text tokens, D mel channels.
 """
 
 import csv
+import difflib
 import io
 import math
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ from flowtron.synthesizer import Synthesizer
 
 BATCH = 8
 N_DECOYS = 4
+DECOYS_LOOKED_AT = 32
+MUCH_THE_SAME = 0.5  # of the tokens of two texts together that stand in the same order in both
 # Where a transcript is right, its alignment costs about a sixth of another one's; where it is wrong, about as much.
 DOUBTFUL_TRANSCRIPT = 0.5
 # In robust standard deviations among recordings of the speaker; undamaged speech of a known voice stays below 4.
@@ -89,11 +92,20 @@ def robust_scores(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:
 
 
 def choose_decoys(texts: Sequence[list[int]], index: int, n: int = N_DECOYS) -> list[list[int]]:
-    """Other texts of the most similar length; where there are too few, the text itself read backward."""
+    """Other texts of the most similar length; where there are too few, the text itself read backward.
+
+    A text that says much of the same is no decoy, since it fits the recording as well.
+    """
     own = texts[index]
     others = {tuple(text) for text in texts} - {tuple(own)}
-    nearest = sorted(others, key=lambda text: (abs(len(text) - len(own)), text))[:n]
-    return [list(text) for text in nearest] or [own[::-1]]
+    nearest = sorted(others, key=lambda text: (abs(len(text) - len(own)), text))[:DECOYS_LOOKED_AT]
+    matcher: difflib.SequenceMatcher[int] = difflib.SequenceMatcher(None, (), own, autojunk=False)
+    chosen: list[list[int]] = []
+    for text in nearest:
+        matcher.set_seq1(text)
+        if len(chosen) < n and matcher.ratio() < MUCH_THE_SAME:
+            chosen.append(list(text))
+    return chosen or [own[::-1]]
 
 
 def doubts(

@@ -17,7 +17,10 @@ import torch
 from torch import Tensor
 
 from flowtron.audio import AudioSettings, WavWriter
-from flowtron.checkpoint import DESCRIPTION, VOCODER_DESCRIPTION, best_checkpoint, load_model
+from flowtron.checkpoint import VOICES as VOICES
+from flowtron.checkpoint import load_model
+from flowtron.checkpoint import locate as locate
+from flowtron.device import choose_device
 from flowtron.errors import InputError
 from flowtron.inference import (
     DEFAULT_SIGMA,
@@ -42,23 +45,11 @@ MAX_BATCH = 16
 CHUNK_FRAMES = 64  # that a vocoder is given at a time when sound is streamed
 DENSE_ATTENTION = 1 << 25  # numbers in the attention of a joined text; a longer text's is sparse
 LEAST_WEIGHT = 1e-6  # of sparse attention
-VOICES = Path(__file__).parent / "voices"
 
 
 def bundled_voices() -> list[str]:
     """Names of the voices that come with the package."""
     return sorted(path.name for path in VOICES.glob("*") if (path / "model.json").is_file())
-
-
-def locate(path: str | Path) -> Path:
-    """Return the folder of a bundled voice by its name, of the best checkpoint of a run, or the path as it is."""
-    path = Path(path)
-    here = best_checkpoint(path) or path
-    # A folder that only has the name, such as the one `make demo` writes to, does not hide the voice.
-    is_taken = here.is_file() or any((here / name).is_file() for name in (DESCRIPTION, VOCODER_DESCRIPTION))
-    if not is_taken and (VOICES / path / DESCRIPTION).is_file():
-        return VOICES / path
-    return here
 
 
 class Synthesizer:
@@ -106,7 +97,7 @@ class Synthesizer:
         path = locate(path)
         if vocoder is None:
             vocoder = "light" if path.resolve().parent == VOICES.resolve() else "griffin_lim"
-        loaded = load_model(path, device)
+        loaded = load_model(path, str(choose_device(device)))
         config = loaded.config
         # Spelling and pronunciation were mixed for training; a dictionary word is pronounced when it is known.
         tokenizer = Tokenizer(
@@ -336,6 +327,8 @@ class Synthesizer:
         batch: int,
     ) -> Iterator[tuple[Speech, float]]:
         """Yield passages without their sound, and the share of the text spoken by then."""
+        if type(batch) is not int or batch < 1:
+            raise InputError(f"batch is {batch!r}, expected a whole number above 0.")
         spoken_characters, any_spoken, error = 0, False, None
         waiting = passages(text)
         while group := list(islice(waiting, batch)):

@@ -128,7 +128,7 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
         raise InputError(f"{path}: not a readable safetensors file ({brief(error)}); get it anew.") from None
 
 
-def _usual_mode(path: Path, mode: int) -> None:
+def set_usual_mode(path: Path, mode: int) -> None:
     """Give a temporary file or folder, made private, the mode that any other would have."""
     mask = os.umask(0)
     os.umask(mask)
@@ -151,7 +151,7 @@ def replaced_file(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        _usual_mode(temporary, 0o666)
+        set_usual_mode(temporary, 0o666)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         raise InputError(f"{path}: cannot be written ({brief(error)}); choose another place.") from None
@@ -186,7 +186,7 @@ def replace_folder(folder: Path, files: Mapping[str, bytes], own: str) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        _usual_mode(temporary, 0o777)
+        set_usual_mode(temporary, 0o777)
         if folder.exists():
             folder.rename(old)
         temporary.rename(folder)

@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from flowtron.checkpoint import load_training_state, save_model
+from flowtron.checkpoint import load_training_state, locate, save_model
 from flowtron.config import Config, load_config
 from flowtron.data import Batch, Dataset, LengthBucketBatchSampler, SpeakerTable, make_loader, read_filelist
 from flowtron.errors import InputError
@@ -203,7 +203,7 @@ def prepare(config: Config) -> State:
     if going_on is not None:
         known = going_on.get("means", {}).get("speakers", ())
     elif train.warmstart_checkpoint_path:
-        known = old_speakers(train.warmstart_checkpoint_path, train.include_layers, train.ignore_layers)
+        known = old_speakers(locate(train.warmstart_checkpoint_path), train.include_layers, train.ignore_layers)
     with accelerator.main_process_first():  # which fills the cache where lengths need the sound itself
         speakers, sampler, loader, validation = prepare_data(
             config, tokenizer, accelerator, known, keeps_known=going_on is not None
@@ -217,9 +217,10 @@ def prepare(config: Config) -> State:
             f"iteration {settled} on, after all stages and the help of the prior."
         )
     if train.warmstart_checkpoint_path and saved is None:
+        source = locate(train.warmstart_checkpoint_path)
         table = warm_start(
             model,
-            train.warmstart_checkpoint_path,
+            source,
             train.include_layers,
             train.ignore_layers,
             speakers.names,
@@ -227,9 +228,9 @@ def prepare(config: Config) -> State:
             train.finetune_layers,
         )
         accelerator.print(table)
-        if differences := different_scales(train.warmstart_checkpoint_path, config):
+        if differences := different_scales(source, config):
             warnings.warn(
-                f"{train.warmstart_checkpoint_path}: its mels are others, {'; '.join(differences)}: most of its "
+                f"{source}: its mels are others, {'; '.join(differences)}: most of its "
                 "weights fit only its own, set those in the config.",
                 stacklevel=2,
             )

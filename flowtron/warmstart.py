@@ -57,7 +57,7 @@ def _merge_rows(
     return merged, f"loaded: {len(pairs)} of {len(new)} rows {how}{rest}"
 
 
-def old_speakers(path: str, include: Sequence[str] | None, ignore: Sequence[str]) -> list[str]:
+def old_speakers(path: str | Path, include: Sequence[str] | None, ignore: Sequence[str]) -> list[str]:
     """Speakers whose rows a warm start takes, in order; "row 0" and so on where the checkpoint has no names for them.
 
     None where the patterns leave the rows, or the file does not tell.
@@ -70,7 +70,7 @@ def old_speakers(path: str, include: Sequence[str] | None, ignore: Sequence[str]
     return [str(name) for name in about.get("speakers") or (f"row {k}" for k in range(n_rows))]
 
 
-def different_scales(path: str, config: Config) -> list[str]:
+def different_scales(path: str | Path, config: Config) -> list[str]:
     """What a checkpoint's mels differ in from those of a config, a clause for each difference."""
     if not Path(path).is_dir():
         return []
@@ -83,7 +83,7 @@ def different_scales(path: str, config: Config) -> list[str]:
 
 def warm_start(
     model: nn.Module,
-    path: str,
+    path: str | Path,
     include: Sequence[str] | None,
     ignore: Sequence[str],
     speakers: Sequence[str] | None = None,
@@ -112,7 +112,7 @@ def warm_start(
     about = read_description(Path(path)) if Path(path).is_dir() else {}
     rows = {"speakers": speakers, "symbols": symbols}
     old_rows = {kind: [str(name) for name in about.get(kind) or []] for kind in rows}
-    return take_weights(model, load_weights(path), path, include, ignore, rows, old_rows, trained)
+    return take_weights(model, load_weights(path), str(path), include, ignore, rows, old_rows, trained)
 
 
 def take_weights(

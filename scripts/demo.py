@@ -3,6 +3,7 @@
 Without a bundled voice it makes a small corpus, trains on it for a few minutes, and speaks with that.
 """
 
+import argparse
 import subprocess
 import sys
 import time
@@ -33,10 +34,12 @@ def train_a_little() -> Path:
 
 def main() -> int:
     """Run the demonstration; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", nargs="*", default=[SENTENCE], help=f"what to say (default: {SENTENCE})")
+    text = " ".join(parser.parse_args().text)
     started = time.perf_counter()
     voices = bundled_voices()
     voice = flowtron.load(voices[0] if voices else train_a_little())
-    text = " ".join(sys.argv[1:]) or SENTENCE
     output = Path("demo")
     output.mkdir(exist_ok=True)
     for speaker in voice.speakers:

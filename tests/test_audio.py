@@ -1,5 +1,6 @@
 """Sound files in and out, log-mels against recorded ones, their inverse, and Griffin-Lim."""
 
+import os
 import struct
 from pathlib import Path
 
@@ -199,6 +200,13 @@ def test_a_saved_sound_comes_back(tmp_path):
     assert float(load_wav(tmp_path / "b.wav").abs().max()) > 0.999
     with pytest.raises(InputError, match="folder does not exist"):
         save_wav(tmp_path / "absent" / "a.wav", wav, RATE)
+    with pytest.raises(InputError, match="is a folder"):
+        save_wav(tmp_path, wav, RATE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "b.wav"]
+    before = os.umask(0o027)
+    save_wav(tmp_path / "a.wav", wav, RATE)
+    os.umask(before)
+    assert (tmp_path / "a.wav").stat().st_mode & 0o777 == 0o640
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "b.wav"]
 
 

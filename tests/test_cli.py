@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from tiny import SMALL, save_tiny_voice, write_corpus, write_wav
 
 import flowtron
 from flowtron.cli import build_parser, main
-from flowtron.commands import COMMANDS
+from flowtron.commands import COMMANDS, Outcome
 
 RATE = 22050
 
@@ -326,9 +327,23 @@ def test_text_comes_from_arguments_files_and_standard_input_alike(voice, tmp_pat
 def test_a_folder_gets_one_file_a_line(voice, tmp_path):
     (tmp_path / "text.txt").write_text("Hello there.\n\n...\nAnother one.\n")
     assert run("say", "-f", "text.txt", "-m", voice, "-o", "wavs/", "-q") == 0
-    assert sorted(path.name for path in (tmp_path / "wavs").iterdir()) == ["0001.wav", "0002.wav"]
+    assert sorted(path.name for path in (tmp_path / "wavs").iterdir()) == ["0001.wav", "0004.wav"]
     assert run("say", "Another one.", "-m", voice, "-o", "b.wav", "-q") == 0
-    assert (tmp_path / "b.wav").read_bytes() == (tmp_path / "wavs" / "0002.wav").read_bytes()
+    assert (tmp_path / "b.wav").read_bytes() == (tmp_path / "wavs" / "0004.wav").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:The text has 1 characters")
+def test_a_line_that_cannot_be_spoken_costs_none_of_the_others(voice, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("Hello there.\n字\nAnother one.\n", encoding="utf-8")
+    assert run("say", "-f", "text.txt", "-m", voice, "-o", "wavs/", "--json") == 1
+    told = json.loads(capsys.readouterr().out)
+    assert [Path(name).name for name in told["files"]] == ["0001.wav", "0003.wav"]
+    assert told["notes"][0].startswith("line 2 is left out: ")
+    (tmp_path / "bad.txt").write_text("字\n字字\n", encoding="utf-8")
+    assert run("say", "-f", "bad.txt", "-m", voice, "-o", "bad/") == 2
+    assert "line 1 is left out: " in capsys.readouterr().err
+    assert run("say", "-f", "text.txt", "-m", voice, "-o", "bad/", "-i", "carl") == 2
+    assert "'carl'" in capsys.readouterr().err
 
 
 def test_standard_output_has_the_sound_of_the_stream(voice, tmp_path):
@@ -352,6 +367,26 @@ def test_a_reader_that_had_enough_is_no_failure():
     )
     process.stdout.close()
     assert process.wait(timeout=60) == 0 and process.stderr.read() == b""
+
+
+def test_without_a_standard_input_a_text_is_asked_for(voice, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert run("say", "-m", voice) == 2
+    assert "no standard input" in capsys.readouterr().err
+
+
+def test_what_libraries_outgrow_is_no_note(monkeypatch, capsys):
+    def perform(options):
+        warnings.warn_explicit("pkg_resources is deprecated as an API", UserWarning, "/usr/lib/other.py", 1)
+        warnings.warn_explicit("ours is deprecated", UserWarning, flowtron.__file__, 1)
+        warnings.warn_explicit("no GPU", UserWarning, "/usr/lib/other.py", 2)
+        return Outcome("done")
+
+    monkeypatch.setattr("flowtron.commands.info.run", perform)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert run("info", "demo") == 0
+    assert capsys.readouterr().err == "note: ours is deprecated\nnote: no GPU\n"
 
 
 def test_notes_about_the_text_are_sentences(voice, capsys):
@@ -379,7 +414,8 @@ def test_info_in_words_and_in_json(voice, capsys):
 
 
 def test_info_and_export_know_bundled_voices_and_runs_by_name(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("flowtron.synthesizer.VOICES", tmp_path / "bundled")
+    for module in ("checkpoint", "synthesizer"):
+        monkeypatch.setattr(f"flowtron.{module}.VOICES", tmp_path / "bundled")
     save_tiny_voice(tmp_path / "bundled" / "demo")
     save_tiny_voice(tmp_path / "run" / "checkpoints" / "00000005")
     (tmp_path / "run" / "best").write_text("00000005")

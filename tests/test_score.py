@@ -199,6 +199,10 @@ def test_decoys_are_other_texts_of_similar_length():
     decoys = choose_decoys(texts, 0, 3)
     assert decoys == [[2, 2, 2], [4, 5], [6, 7, 8, 9]]
     assert choose_decoys([[1, 2, 3]], 0) == [[3, 2, 1]]
+    # Another text is none that says much of the same.
+    numbered = [[9, 8, 7, 6, number] for number in range(5)]
+    assert choose_decoys([*numbered, [1, 2, 3, 4, 5, 6, 7]], 2) == [[1, 2, 3, 4, 5, 6, 7]]
+    assert choose_decoys(numbered, 2) == [[2, 6, 7, 8, 9]]
 
 
 def test_what_cannot_be_scored_is_named(voice, corpus, tmp_path):

@@ -59,7 +59,10 @@ def serving(service):
     from flowtron.app import build_app
 
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(build_app(service), log_level="warning", timeout_graceful_shutdown=2))
+    from flowtron.connections import Connection
+
+    config = uvicorn.Config(build_app(service), http=Connection, log_level="warning", timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -531,3 +534,47 @@ def test_requests_cut_off_by_the_end_of_the_server_are_no_faults():
 def test_a_limit_that_lets_nothing_in_is_a_sentence(option, capsys):
     assert main(["serve", "no/such/voice", "--port", "0", option, "0"]) == 2
     assert f"{option} is 0" in capsys.readouterr().err
+
+
+def is_ended(connection):
+    """Whether the other side ends a connection within a few seconds."""
+    connection.settimeout(10)
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_connections_without_a_whole_request_end(url, monkeypatch):
+    monkeypatch.setattr("flowtron.connections.HEADER_SECONDS", 0.5)
+    address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
+    for begun in (b"", b"GET /health HTTP/1.1\r\nHost: x\r\n", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"):
+        with socket.create_connection(address) as connection:
+            connection.sendall(begun)
+            if begun.endswith(b"\r\n\r\n"):  # the next request may take as long again
+                assert connection.recv(15).startswith(b"HTTP/1.1 200")
+                while b"}" not in connection.recv(4096):
+                    pass
+                connection.sendall(b"GET /hea")
+            assert is_ended(connection)
+
+
+def test_a_request_may_take_longer_than_its_head(voice, monkeypatch):
+    monkeypatch.setattr("flowtron.connections.HEADER_SECONDS", 0.3)
+    slow = SlowVoice(voice)
+    with serving(Service({"tiny": slow}, LIMITS)) as url, ThreadPoolExecutor() as pool:
+        answer = pool.submit(httpx.post, f"{url}/v1/synthesis", json={"text": "Hello."}, timeout=60)
+        assert slow.asked.wait(30)
+        time.sleep(1)
+        slow.go.set()
+        assert answer.result().status_code == 200
+
+
+def test_connections_have_a_limit(url, client, monkeypatch):
+    monkeypatch.setattr("flowtron.connections.most_connections", lambda: 3)
+    address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
+    with contextlib.ExitStack() as stack:
+        several = [stack.enter_context(socket.create_connection(address)) for _ in range(8)]
+        assert all(is_ended(connection) for connection in several[3:])
+    monkeypatch.undo()
+    assert client.get("/health").status_code == 200

@@ -234,6 +234,7 @@ def test_components_are_told_chosen_and_moved(style, folder):
     [
         (["speak", "Hi."], "no evidence"),
         (["speak", "...", "-e", "e.npz"], "nothing to speak"),
+        (["speak", "One. [pause 1s] Two.", "-e", "e.npz"], "without typed pauses"),
         (["speak", "Hi.", "-e", "none.npz"], "not evidence of a style"),
         (["speak", "Hi.", "-e", "none.npz", "-e", "b.wav"], "all the evidence"),
         (["speak", "Hi.", "-e", "none.wav"], "give --transcript"),

@@ -129,6 +129,8 @@ def test_rescaled_durations_keep_their_sum():
 
 def test_engines_and_dtypes_that_cannot_be_had(monkeypatch):
     model = random_model()
+    with pytest.raises(InputError, match="device is 'tpu'"):
+        Synthesizer.load("demo", device="tpu")
     with pytest.raises(InputError, match="no engine 'gpu'"):
         pack_weights(model, "gpu")
     with pytest.raises(InputError, match="'float16' are not supported"):
@@ -239,6 +241,8 @@ def test_a_second_draw_is_tried_and_the_better_kept(voice, monkeypatch):
 
 
 def test_no_attempt_at_all_is_refused(voice):
+    with pytest.raises(InputError, match="batch is 0"):
+        list(voice.stream("Hello.", batch=0))
     with pytest.raises(InputError, match="attempts is 0"):
         voice("One.", attempts=0)
 
@@ -300,6 +304,22 @@ def test_digits_count_as_the_words_that_they_are():
     assert " ".join(piece.text.rstrip(".") for piece in pieces).split() == ["123456789"] * 40
     year = "In 1984 he wrote it, and in 1985 he read it."
     assert [piece.text for piece in passages(year)] == [year]
+
+
+def test_a_long_paragraph_is_split_as_a_short_one(monkeypatch):
+    """A stretch at a time, in linear time."""
+    said = (
+        'Mr. Smith paid 3.5 dollars. "Is it so?" he asked. It was, e.g. in the U.S. of A., not! We went home (late). '
+    )
+    text = " ".join(f"{said} Number {n} was called." for n in range(20))
+    whole = list(passages(text))
+    for stretch in (90, 200, 1000):
+        monkeypatch.setattr("flowtron.passages.STRETCH", stretch)
+        assert list(passages(text)) == whole
+    unpunctuated = "word " * 100
+    monkeypatch.setattr("flowtron.passages.STRETCH", 50)
+    assert " ".join(piece.text for piece in passages(unpunctuated)).replace(".", "").split() == ["word"] * 100
+    assert sum(len(piece.text.strip(".")) for piece in passages("x" * 500)) == 500
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,10 @@ def test_fine_tuning_takes_the_predicted_mels(corpus, tmp_path):
 
 def test_frozen_layers_stay(corpus, tmp_path):
     path = train(config(corpus, "source_filter", tmp_path / "first", max_iters=1))
-    values = {"max_iters": 2, "warmstart_checkpoint_path": str(path), "finetune_layers": ["curves"]}
+    assert len(list((tmp_path / "first" / "checkpoints").iterdir())) == 1
+    # By the run's name, whose best checkpoint is taken, as it is for speaking.
+    assert load_vocoder(tmp_path / "first").settings == load_vocoder(path).settings
+    values = {"max_iters": 2, "warmstart_checkpoint_path": str(tmp_path / "first"), "finetune_layers": ["curves"]}
     after = read_vocoder(train(config(corpus, "source_filter", tmp_path / "second", **values))).state
     moved = {name.split(".")[0] for name, value in read_vocoder(path).state.items() if not value.equal(after[name])}
     assert moved == {"curves"}

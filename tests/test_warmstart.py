@@ -95,7 +95,11 @@ def test_a_new_speaker_is_added_to_the_old_ones(corpus, tmp_path, one_step, spea
     path = save_model(tmp_path / "old", old, config, symbols=SYMBOLS, speakers=speakers)
     (corpus / "zoe.txt").write_text("0.wav|one.|a\n1.wav|two.|a")
     files = {"training_files": str(corpus / "zoe.txt"), "validation_files": str(corpus / "zoe.txt")}
-    common = {"n_flows": 1, "aligner_dim": 8, "warmstart_checkpoint_path": str(path), **files}
+    # As a run's folder, whose best checkpoint is taken.
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    path.rename(tmp_path / "run" / "checkpoints" / "00000007")
+    (tmp_path / "run" / "best").write_text("00000007")
+    common = {"n_flows": 1, "aligner_dim": 8, "warmstart_checkpoint_path": str(tmp_path / "run"), **files}
     state = prepare(tiny_config(corpus, tmp_path / "grown", n_speakers=3, **common))
     assert state.speakers.names == [*(speakers or ["row 0", "row 1"]), "a"]
     rows = state.model.speaker_embedding.weight

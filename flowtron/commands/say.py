@@ -4,6 +4,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,8 @@ def read_text(options: argparse.Namespace) -> str:
     """
     parts = [" ".join(options.text)] if options.text else []
     for name in options.file or ([] if options.text else ["-"]):
+        if name == "-" and sys.stdin is None:
+            raise InputError("there is no standard input; give a text, or name a text file with -f.")
         if name == "-" and sys.stdin.isatty():
             print("type what to say, then Ctrl-D", file=sys.stderr)
         try:
@@ -106,8 +109,12 @@ def run(options: argparse.Namespace) -> Outcome:
     if options.output == "-":
         return to_standard_output(voice, text, options.format, sampling)
     started = time.perf_counter()
-    spoken, written = (to_folder_of_wavs if to_folder else to_file)(voice, text, options, sampling)
-    return outcome(spoken, written, time.perf_counter() - started, options)
+    left_out: list[str] = []
+    if to_folder:
+        spoken, written = to_folder_of_wavs(voice, text, options, sampling, left_out)
+    else:
+        spoken, written = to_file(voice, text, options, sampling)
+    return outcome(spoken, written, time.perf_counter() - started, options, left_out)
 
 
 def to_standard_output(voice: "Synthesizer", text: str, format: str, sampling: dict[str, Any]) -> Outcome:
@@ -157,28 +164,52 @@ def to_file(
 
 
 def to_folder_of_wavs(
-    voice: "Synthesizer", text: str, options: argparse.Namespace, sampling: dict[str, Any]
+    voice: "Synthesizer", text: str, options: argparse.Namespace, sampling: dict[str, Any], left_out: list[str]
 ) -> tuple[list["Speech | Narration"], list[Path]]:
-    """Write one wav a line."""
-    lines = [line for line in text.splitlines() if any(character.isalnum() for character in line)]
+    """Write one wav a line, named by its number in the text; a note goes to `left_out` for lines that are refused."""
+    lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if any(map(str.isalnum, line))]
+    voice.speaker_id(sampling["speaker"])
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     spoken: list[Speech | Narration] = []
     written = []
     with progress_bar("speaking", options) as show:
         for start in range(0, len(lines), LINES_AT_ONCE):
-            for speech in voice(lines[start : start + LINES_AT_ONCE], **sampling):
+            chosen = lines[start : start + LINES_AT_ONCE]
+            for number, speech in _speakable(voice, chosen, sampling, left_out):
                 spoken.append(speech)
-                written.append(speech.save(output / f"{len(spoken):04d}.wav"))
-                show(len(spoken) / len(lines))
+                written.append(speech.save(output / f"{number:04d}.wav"))
+                show(number / lines[-1][0])
+    if not spoken:
+        raise InputError(left_out[0])
     return spoken, written
 
 
+def _speakable(
+    voice: "Synthesizer", lines: list[tuple[int, str]], sampling: dict[str, Any], left_out: list[str]
+) -> Iterator[tuple[int, "Speech"]]:
+    """Yield the speech of numbered lines that can be spoken."""
+    try:
+        speeches = voice([line for _, line in lines], **sampling)
+    except InputError as error:
+        if len(lines) == 1:
+            left_out.append(f"line {lines[0][0]} is left out: {error}")
+            return
+        for line in lines:  # to find out which
+            yield from _speakable(voice, [line], sampling, left_out)
+    else:
+        yield from zip([number for number, _ in lines], speeches)
+
+
 def outcome(
-    spoken: list["Speech | Narration"], written: list[Path], took: float, options: argparse.Namespace
+    spoken: list["Speech | Narration"],
+    written: list[Path],
+    took: float,
+    options: argparse.Namespace,
+    left_out: Sequence[str],
 ) -> Outcome:
-    """Tell what was spoken."""
-    notes = [note for each in spoken for note in each.notes]
+    """Tell what was spoken, and fail where something was left out."""
+    notes = [*left_out, *(note for each in spoken for note in each.notes)]
     tell_notes(notes, options)
     seconds = sum(each.seconds for each in spoken)
     files = ", ".join(map(str, written)) if len(written) < 6 else f"{len(written)} files in {options.output}"
@@ -194,4 +225,5 @@ def outcome(
         "notes": notes,
     }
     worst = min(each.score for each in spoken)
-    return Outcome(f"{seconds:.2f} s of speech in {took:.2f} s, alignment score {worst:.2f}: {files}", values)
+    told = f"{seconds:.2f} s of speech in {took:.2f} s, alignment score {worst:.2f}: {files}"
+    return Outcome(told, values, 1 if left_out else 0)

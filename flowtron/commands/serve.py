@@ -41,6 +41,7 @@ def run(options: argparse.Namespace) -> Outcome:
     except ImportError as error:
         raise InputError(f"serving needs the package {error.name}; {remedy('app')}.") from None
     from flowtron.app import build_app
+    from flowtron.connections import Connection
     from flowtron.service import Limits, Service
     from flowtron.synthesizer import bundled_voices
 
@@ -75,7 +76,9 @@ def run(options: argparse.Namespace) -> Outcome:
             service.close()
             super().handle_exit(sig, frame)
 
-    server = Server(uvicorn.Config(build_app(service), log_level="warning", timeout_graceful_shutdown=5))
+    server = Server(
+        uvicorn.Config(build_app(service), http=Connection, log_level="warning", timeout_graceful_shutdown=5)
+    )
     logging.getLogger("uvicorn.error").addFilter(is_fault)
     server.run(sockets=[listener])
     return Outcome("")

@@ -21,6 +21,7 @@ from flowtron.commands import (
     tell_notes,
 )
 from flowtron.errors import InputError
+from flowtron.passages import typed_silence
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -326,6 +327,8 @@ def _text(options: argparse.Namespace) -> str:
     text = " ".join(options.text)
     if not any(character.isalnum() for character in text):
         raise InputError(f"the text is {text[:60]!r}, with nothing to speak; give it at least one word.")
+    if typed_silence(text):
+        raise InputError("style speaks a text at once, without typed pauses; leave them out, or use flowtron say.")
     return text
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from flowtron.audio import AudioSettings
-from flowtron.checkpoint import VOCODER_DESCRIPTION, VocoderFile, read_vocoder
+from flowtron.checkpoint import VOCODER_DESCRIPTION, VocoderFile, best_checkpoint, read_vocoder
 from flowtron.errors import InputError
 from flowtron.tensorfile import brief
 from flowtron.vocoder.base import Vocoder, check_settings
@@ -65,6 +65,11 @@ class NoLargerThan(TorchFunctionMode):
             if min(self.numbers_left, self.tensors_left) < 0:
                 raise ValueError("it is larger than its weights")
         return result
+
+
+def locate_vocoder(name: str | Path) -> Path:
+    """Return the folder of a bundled vocoder by its name, of the best checkpoint of a run, or the path as it is."""
+    return WEIGHTS / str(name) if str(name) in bundled_vocoders() else best_checkpoint(Path(name)) or Path(name)
 
 
 def build_vocoder_model(
@@ -171,7 +176,7 @@ def load_vocoder(
 
     Args:
         name: 'griffin_lim', a bundled vocoder such as 'light', or a vocoder's folder, as `flowtron convert` and
-            training write it.
+            training write it, or a training run's, of which the best is taken.
         settings: of the mels it will be given; None takes what it was made for.
         dtype: of WaveGlow's matrix products, such as torch.bfloat16.
         options: of its class, such as sigma.
@@ -181,7 +186,7 @@ def load_vocoder(
     """
     if str(name) == "griffin_lim":
         return GriffinLim(settings, **options)
-    folder = WEIGHTS / str(name) if str(name) in bundled_vocoders() else Path(name)
+    folder = locate_vocoder(name)
     if not (folder / VOCODER_DESCRIPTION).is_file():
         known = ", ".join(f"'{each}'" for each in ["griffin_lim", *bundled_vocoders()])
         remedy = (

@@ -29,7 +29,7 @@ from flowtron.data import Utterance, read_filelist, require_even
 from flowtron.errors import InputError
 from flowtron.monitor import Monitor
 from flowtron.run import MAX_BAD_STEPS, Interrupt, Run, moving_parts, newest_state, start_processes, steps_kept
-from flowtron.vocoder.loading import build_vocoder_model, from_file, load_weights_into
+from flowtron.vocoder.loading import build_vocoder_model, from_file, load_weights_into, locate_vocoder
 from flowtron.vocoder.objective import vocoder_objective
 from flowtron.warmstart import take_weights
 
@@ -182,7 +182,7 @@ def prepare(config: Config) -> VocoderState:
     model = build_vocoder_model(vocoder.kind, vocoder.architecture, settings)
     saved = newest_state(config)
     if train.warmstart_checkpoint_path and saved is None:
-        folder = Path(train.warmstart_checkpoint_path)
+        folder = locate_vocoder(train.warmstart_checkpoint_path)
         weights = read_vocoder(folder).state
         if train.include_layers is None and not train.ignore_layers:
             load_weights_into(model, weights, folder)
