@@ -206,6 +206,35 @@ def test_pairs_of_transfer_share_their_noise(experiment, folder):
     torch.testing.assert_close(after.z, before.z)
 
 
+def test_quarters_of_an_utterance_are_measured_apart(experiment):
+    over_time = experiment[0]("over_time")
+    time = np.arange(11025) / 22050
+
+    def tones(semitones):
+        tone = [np.sin(2 * np.pi * 200 * 2 ** (s / 12) * time) * 0.1 * 10 ** (s / 20) for s in semitones]
+        return SimpleNamespace(wav=np.concatenate(tone).astype(np.float32), sample_rate=22050)
+
+    for name in ("high", "loud"):
+        (style,) = [each for each in over_time.STYLES if each.name == name]
+        shifts = over_time.quarters(style, tones([0, 1, 2, 3]), tones([0, 0, 0, 0]), 256)
+        assert shifts == pytest.approx([0, 1, 2, 3], abs=0.15)
+
+
+def test_a_style_comes_over_time(experiment, folder):
+    load, perform = experiment
+    over_time = load("over_time", ("A tone number three.",))
+    voice = over_time.Synthesizer.load(folder / "voice", "griffin_lim")
+    posterior = over_time.Posterior.of([torch.full((80, 5), 3.0)], 1e-6, "time_and_batch")
+    before, after = (over_time.speak(voice, "A tone.", "ben", 1, each) for each in (None, posterior))
+    share = torch.linspace(0, 3, after.z.shape[-1]).expand_as(after.z)
+    torch.testing.assert_close(after.z - before.z, share, atol=0.02, rtol=0)
+    asked = ["--corpus", folder / "corpus", "--speaker", "ben", "--evidence", 2, "--seeds", 1]
+    code, result, output = perform(over_time, *asked)
+    assert code == 0 and [row["style"] for row in result["table"]] == ["high", "low", "loud", "soft"]
+    assert set(measurements(output)[0]) >= {"quarter 1", "quarter 4"} and (output / "over_time.png").is_file()
+    assert perform(over_time, *asked[:2], "--speaker", "carl")[0] == 2
+
+
 def test_transfer_from_a_speaker_that_the_voice_never_heard(experiment, folder, tmp_path):
     load, perform = experiment
     transfer = load("transfer", ("Hm.",))
