@@ -5,28 +5,18 @@ import asyncio
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADER_SECONDS = 30.0  # that the head of a request may take, from the connection or from the last response
-SPARE_FILES = 64  # descriptors for all else that the server opens
-
-
-def most_connections() -> int:
-    """Connections that leave the process some descriptors."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return 1 << 14
-    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return 1 << 14 if allowed == resource.RLIM_INFINITY else max(1, allowed - SPARE_FILES)
+MAX_CONNECTIONS = 500  # at once; systems allow a process about a thousand files
 
 
 class Connection(H11Protocol):
-    """HTTP/1.1 that ends a connection without the whole head of a request within HEADER_SECONDS, or beyond the most."""
+    """HTTP/1.1 that ends a connection that is one too many, or without the head of a request for HEADER_SECONDS."""
 
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, or drop it where there are too many."""
         super().connection_made(transport)
-        if len(self.connections) > most_connections():
+        if len(self.connections) > MAX_CONNECTIONS:
             transport.abort()
         else:
             self._watch()

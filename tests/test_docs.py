@@ -107,7 +107,8 @@ def tensorboard(arguments):
 
 def test_a_reader_of_the_readme_gets_what_it_says(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
-    monkeypatch.setattr(flowtron.synthesizer, "VOICES", place / "bundled")
+    for module in ("checkpoint", "synthesizer"):
+        monkeypatch.setattr(f"flowtron.{module}.VOICES", place / "bundled")
     for language, block in BLOCKS:
         if language == "python":
             exec(compile(block, "README.md", "exec"), {})

@@ -225,12 +225,13 @@ def test_a_style_comes_over_time(experiment, folder):
     over_time = load("over_time", ("A tone number three.",))
     voice = over_time.Synthesizer.load(folder / "voice", "griffin_lim")
     posterior = over_time.Posterior.of([torch.full((80, 5), 3.0)], 1e-6, "time_and_batch")
-    before, after = (over_time.speak(voice, "A tone.", "ben", 1, each) for each in (None, posterior))
+    before, after = (over_time.speak(voice, "A tone.", "ben", 1, each, "towards") for each in (None, posterior))
     share = torch.linspace(0, 3, after.z.shape[-1]).expand_as(after.z)
     torch.testing.assert_close(after.z - before.z, share, atol=0.02, rtol=0)
     asked = ["--corpus", folder / "corpus", "--speaker", "ben", "--evidence", 2, "--seeds", 1]
     code, result, output = perform(over_time, *asked)
-    assert code == 0 and [row["style"] for row in result["table"]] == ["high", "low", "loud", "soft"]
+    assert code == 0 and [row["style"] for row in result["table"][::3]] == ["high", "low", "loud", "soft"]
+    assert len(result["shows"]) == 8
     assert set(measurements(output)[0]) >= {"quarter 1", "quarter 4"} and (output / "over_time.png").is_file()
     assert perform(over_time, *asked[:2], "--speaker", "carl")[0] == 2
 

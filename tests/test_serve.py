@@ -571,7 +571,7 @@ def test_a_request_may_take_longer_than_its_head(voice, monkeypatch):
 
 
 def test_connections_have_a_limit(url, client, monkeypatch):
-    monkeypatch.setattr("flowtron.connections.most_connections", lambda: 3)
+    monkeypatch.setattr("flowtron.connections.MAX_CONNECTIONS", 3)
     address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
     with contextlib.ExitStack() as stack:
         several = [stack.enter_context(socket.create_connection(address)) for _ in range(8)]
