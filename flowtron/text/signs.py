@@ -23,10 +23,10 @@ _MONEY = re.compile(
 _VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8"}
 _FRACTION = re.compile(
     rf"(?<![\w./-])(?:([0-9]+)(?: (?=[0-9])| ?(?=[{''.join(_VULGAR)}])))?"
-    rf"([{''.join(_VULGAR)}]|1/2|[12]/3|[13]/4|[1357]/8)(?![\w/])"
+    rf"([{''.join(_VULGAR)}]|[1-9]/(?:[2-9]|10))(?![\w/])"
 )
-_NUMERATORS = {"1": "one", "2": "two", "3": "three", "5": "five", "7": "seven"}
-_PARTS = {"2": "half", "3": "third", "4": "quarter", "8": "eighth"}
+_PARTS = ("half", "third", "quarter", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+_PERIODS = "second|minute|hour|day|night|week|month|year|person"
 _DEGREES = {"F": " degrees fahrenheit", "C": " degrees celsius", None: " degrees"}
 _CLOCK = r"(?<![0-9:])([01]?[0-9]|2[0-3]):"
 # After a number; one of them is without the last s.
@@ -53,7 +53,7 @@ _ABBREVIATIONS = {
     **{"vs": "versus", "approx": "approximately", "etc": "etcetera", "Jr": "Junior", "Sr": "Senior"},
     **{"St": "Street", "Ave": "Avenue", "Rd": "Road", "Blvd": "Boulevard"},
     **{"Inc": "Incorporated", "Ltd": "Limited", "Corp": "Corporation", "Co": "Company", "Dept": "Department"},
-    **{"e.g": "for example", "i.e": "that is", "Ph.D": "PHD"},
+    **{"e.g": "for example", "i.e": "that is", "Ph.D": "PHD", "a.k.a": "also known as", "cf": "compare", "al": "al"},
 }
 
 
@@ -84,11 +84,15 @@ _RULES: tuple[Rule, ...] = (
     _before(_MONTHS, "[0-9]"),
     (re.compile(r"(?<=[0-9]\s)((?:[A-Z]\w*\s+){1,2})St\.(?=\s)"), r"\1Street"),
     _before(_TITLES, r"[A-Z]"),
+    _before({"p": "page", "pp": "pages", "Fig": "Figure", "fig": "figure", "Eq": "Equation", "Ch": "Chapter"}, "[0-9]"),
+    (re.compile(r"(?<![\w.])([A-Z])\.\s+(?=[A-Z]\.\s|[A-Z][a-z])"), r"\1 "),
     (
         re.compile(rf"(?<![\w.])({_any(_ABBREVIATIONS)})\.(\s*$)?"),
         lambda found: _ABBREVIATIONS[found[1]] + ("" if found[2] is None else f".{found[2]}"),
     ),
     # Numbers.
+    (re.compile(r"(?<![\w'])([0-9])'\s?([0-9]{1,2})(?![\w'])"), r"\1 foot \2"),
+    (re.compile(r"(?<=[0-9])%-(?=[0-9])"), "% to "),
     (re.compile(r"(?<![\w.,$£€-])([0-9]{1,4})-([0-9]{1,4})(?![\w-]|[.,][0-9])"), lambda found: _range(found)),
     (re.compile(r"(?<=[0-9])\s+-\s+(?=[0-9])"), " minus "),
     (re.compile(r"([$£€])[-−](?=[0-9.])"), r"-\1"),
@@ -118,7 +122,11 @@ _RULES: tuple[Rule, ...] = (
     (re.compile(r"(?<![0-9,])[0-9]+(?:,[0-9]+)+(?![0-9])"), lambda found: _listed(found[0])),
     # Four digits with a comma are no year.
     (re.compile(r"(?<![0-9.,])[0-9],[0-9]{3}(?![0-9,]|\.[0-9])"), lambda found: _count(found[0])),
-    (re.compile(r"(?<![0-9])24/7(?![0-9])"), "24 7"),
+    (re.compile(rf"(?<=\w)\s?/\s?(?=(?:{_PERIODS})\b)"), " per "),
+    (re.compile(r"(?<=[0-9])/(?=[0-9])"), " "),
+    (re.compile(r"(?<=[0-9])\^(?=[0-9])"), " to the power of "),
+    (re.compile(r"(?<=\w)²"), " squared"),
+    (re.compile(r"(?<=\w)³"), " cubed"),
     (re.compile(r"(?<=[0-9])\s?[*×]\s?(?=[0-9])|(?<=[0-9])\sx\s(?=[0-9])"), " times "),
     (re.compile(r"(?<=[0-9])x(?=[0-9])"), " by "),
     (re.compile(r"(?<=[0-9])x\b"), " times"),
@@ -133,7 +141,8 @@ _RULES: tuple[Rule, ...] = (
     (re.compile(r"(?<=\w)\s*<\s*(?=\w)"), " is less than "),
     (re.compile(r"(?<=\w)\s*>\s*(?=\w)"), " is greater than "),
     (re.compile(r"\s*&\s*"), " and "),
-    (re.compile(r"\s*\+\s*(?=\w)"), " plus "),
+    (re.compile(r"\s*\+\s*"), " plus "),
+    (re.compile(r"\bC#"), "C sharp"),
     (re.compile(r"\s*=\s*(?=\w)"), " equals "),
     (re.compile(r"\s*%"), " percent"),
     (re.compile(r"\s*°"), " degrees"),
@@ -175,11 +184,13 @@ def _money(found: re.Match[str]) -> str:
 
 
 def _fraction(found: re.Match[str]) -> str:
-    """'2 and three quarters' of '2 3/4'."""
+    """'2 and 3 quarters' of '2 3/4'."""
     whole, fraction = found.groups()
-    numerator, denominator = _VULGAR.get(fraction, fraction).split("/")
-    plural = "" if numerator == "1" else "s"
-    return f"{f'{whole} and ' if whole else ''}{_NUMERATORS[numerator]} {_PARTS[denominator]}{plural}"
+    numerator, denominator = map(int, _VULGAR.get(fraction, fraction).split("/"))
+    if numerator >= denominator:
+        return found[0]
+    plural = "" if numerator == 1 else "s"
+    return f"{f'{whole} and ' if whole else ''}{numerator} {_PARTS[denominator - 2]}{plural}"
 
 
 def _listed(numbers: str) -> str:
