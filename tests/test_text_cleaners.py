@@ -263,6 +263,7 @@ def test_ipa_without_counterpart_is_refused(text, match):
             "J. R. R. Tolkien et al., pp. 10-20, cf. Fig. 3",
             "J R R Tolkien et al, pages ten to twenty, compare Figure three",
         ),
+        ("Plan A. Then B. It failed.", "Plan A. Then B. It failed."),
         ("50%-60% off", "fifty percent to sixty percent off"),
         ("and/or *this* ~5 < 6", "and or this about five is less than six"),
         ("naïve Ærø café ß", "naive Aero cafe ss"),

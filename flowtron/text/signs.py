@@ -56,6 +56,12 @@ _ABBREVIATIONS = {
     **{"e.g": "for example", "i.e": "that is", "Ph.D": "PHD", "a.k.a": "also known as", "cf": "compare", "al": "al"},
 }
 
+# Words that begin a sentence rather than are a name after an initial.
+_OPENINGS = (
+    "It|Its|He|His|She|Her|They|Their|We|Our|You|Your|My|The|This|That|These|There|Then|But|And|So|If|In|On|At|For|What|"
+    "When|Who|How|Why|Is|Are|Do|Not|No|Yes|After|As"
+)
+
 
 def _any(words: dict[str, str]) -> str:
     return "|".join(sorted(map(re.escape, words), key=len, reverse=True))
@@ -85,7 +91,7 @@ _RULES: tuple[Rule, ...] = (
     (re.compile(r"(?<=[0-9]\s)((?:[A-Z]\w*\s+){1,2})St\.(?=\s)"), r"\1Street"),
     _before(_TITLES, r"[A-Z]"),
     _before({"p": "page", "pp": "pages", "Fig": "Figure", "fig": "figure", "Eq": "Equation", "Ch": "Chapter"}, "[0-9]"),
-    (re.compile(r"(?<![\w.])([A-Z])\.\s+(?=[A-Z]\.\s|[A-Z][a-z])"), r"\1 "),
+    (re.compile(rf"(?<![\w.])([A-Z])\.\s+(?=[A-Z]\.\s|(?!(?:{_OPENINGS})\b)[A-Z][a-z])"), r"\1 "),
     (
         re.compile(rf"(?<![\w.])({_any(_ABBREVIATIONS)})\.(\s*$)?"),
         lambda found: _ABBREVIATIONS[found[1]] + ("" if found[2] is None else f".{found[2]}"),
