@@ -38,6 +38,11 @@ _UNITS = {
     **{"KB": "kilobytes", "MB": "megabytes", "GB": "gigabytes", "TB": "terabytes"},
     **{"ms": "milliseconds", "sec": "seconds", "min": "minutes", "hr": "hours", "hrs": "hours"},
 }
+_SHORT_UNITS = {"m": "meters", "g": "grams", "l": "liters", "ft": "feet"}  # which need a space before them
+_DAYS = {
+    **{"Mon": "Monday", "Tue": "Tuesday", "Tues": "Tuesday", "Wed": "Wednesday", "Thu": "Thursday"},
+    **{"Thur": "Thursday", "Thurs": "Thursday", "Fri": "Friday", "Sat": "Saturday", "Sun": "Sunday"},
+}
 # Before a name; these and all after them with a full stop, which ends a sentence only at the end of the text.
 _TITLES = {
     **{"Mr": "Mister", "Mrs": "Mrs", "Ms": "Ms", "Dr": "Doctor", "Prof": "Professor", "St": "Saint", "Mt": "Mount"},
@@ -75,10 +80,19 @@ def _before(words: dict[str, str], what: str) -> Rule:
 # In this order; what is left of them all is read by the cleaner that comes after.
 _RULES: tuple[Rule, ...] = (
     (re.compile(r"\b(?:https?|ftp)://(?:www\.)?|\bwww\."), ""),
+    (
+        re.compile(r"(?<![\w-])(?:\+?1[-. ])?(?:\(?[0-9]{3}\)?[-. ] ?)?[0-9]{3}[-.][0-9]{4}(?![\w-]|\.[0-9])"),
+        lambda found: ", ".join(" ".join(digits) for digits in re.findall("[0-9]+", found[0])),
+    ),
     (re.compile(r"(?:…|\.{2,})(?=\s+[\"'(]*[A-Z0-9]|[\"')\s]*$)"), "."),
     (re.compile(r"\s*(?:…|\.{2,})\s*"), ", "),
     (re.compile(r"([?!])[?!]+"), r"\1"),
     (re.compile(r"(?<=[^\s,])(?:\s*(?:—|--+)\s*|\s+–\s+)(?=\w)"), ", "),
+    (
+        re.compile(rf"\b({_any(_DAYS)})\.?\s?[-–]\s?({_any(_DAYS)})\b\.?"),
+        lambda found: f"{_DAYS[found[1]]} to {_DAYS[found[2]]}",
+    ),
+    (re.compile(r"(?<=[0-9])–(?=[0-9])"), " to "),
     (re.compile(r"[‘’“”–—]"), lambda found: found[0].translate(_PLAIN)),
     # Quotations and asides.
     (re.compile(r"(?<!\w)'([^']*)'(?!\w)"), r"\1"),
@@ -89,6 +103,7 @@ _RULES: tuple[Rule, ...] = (
     # Abbreviations.
     _before(_MONTHS, "[0-9]"),
     (re.compile(r"(?<=[0-9]\s)((?:[A-Z]\w*\s+){1,2})St\.(?=\s)"), r"\1Street"),
+    (re.compile(r"\b(Mon|Tue|Tues|Wed|Thu|Thur|Thurs|Fri)\.(?=\s)"), lambda found: _DAYS[found[1]]),
     _before(_TITLES, r"[A-Z]"),
     _before({"p": "page", "pp": "pages", "Fig": "Figure", "fig": "figure", "Eq": "Equation", "Ch": "Chapter"}, "[0-9]"),
     (re.compile(rf"(?<![\w.])([A-Z])\.\s+(?=[A-Z]\.\s|(?!(?:{_OPENINGS})\b)[A-Z][a-z])"), r"\1 "),
@@ -112,6 +127,9 @@ _RULES: tuple[Rule, ...] = (
     (re.compile(r"(?<=[0-9])\s?%"), " percent"),
     (re.compile(r"(?<=[0-9])\s?°(?:\s?([FC])\b)?"), lambda found: _DEGREES[found[1]]),
     (re.compile(rf"(?<![\w.,])([0-9.,]*[0-9])\s?({_any(_UNITS)})(?![\w/])"), lambda found: _measure(found)),
+    (re.compile(rf"(?<![\w.,])([0-9.,]*[0-9])\s({_any(_SHORT_UNITS)})\b(?!['/])"), lambda found: _measure(found)),
+    (re.compile(rf"(?<=\w)/({_any(_UNITS)})\b"), lambda found: f" per {_UNITS[found[1]].removesuffix('s')}"),
+    (re.compile(r"(?<=[0-9])\s?¢"), " cents"),
     (re.compile(r"#(?=[0-9])"), "number "),
     (_FRACTION, lambda found: _fraction(found)),
     (re.compile(r"(?<=[0-9])\s?([APap])\.\s?[Mm]\.(?=\s+[A-Z]|\s*$)"), r" \1m."),
@@ -136,7 +154,8 @@ _RULES: tuple[Rule, ...] = (
     (re.compile(r"(?<=[0-9])\s?[*×]\s?(?=[0-9])|(?<=[0-9])\sx\s(?=[0-9])"), " times "),
     (re.compile(r"(?<=[0-9])x(?=[0-9])"), " by "),
     (re.compile(r"(?<=[0-9])x\b"), " times"),
-    (re.compile(r"(?<=[A-Za-z])(?=[0-9])"), " "),
+    (re.compile(r"(?<=[A-Za-z])(?=[0-9])|(?<=[0-9])(?=[A-Z])"), " "),
+    (re.compile(r"(?<![0-9.,:])0[0-9]+(?![0-9]|[.,:][0-9])"), lambda found: " ".join(found[0])),
     (re.compile(r"(?<![\w.$£€])[0-9]+(?:\.[0-9]+){2,}(?!\w)"), lambda found: found[0].replace(".", " point ")),
     # Signs between words, and what is left of them.
     (re.compile(r"(?<=[\w-])\.(?=[a-z]{2,})"), " dot "),
@@ -206,7 +225,9 @@ def _listed(numbers: str) -> str:
 
 def _measure(found: re.Match[str]) -> str:
     """'5 kilometers' of '5km'."""
-    amount, unit = found[1], _UNITS[found[2]]
+    amount, unit = found[1], (_UNITS | _SHORT_UNITS)[found[2]]
+    if amount == "1" and unit == "feet":
+        unit = "foot"
     if amount == "1":
         unit = unit.replace("s per", " per") if "per" in unit else unit.removesuffix("s")
     return f"{amount} {unit}"
