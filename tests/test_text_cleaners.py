@@ -272,7 +272,10 @@ def test_ipa_without_counterpart_is_refused(text, match):
             "1.82 m, 1 ft, 50¢, £2.50/kg",
             "one point eight two meters, one foot, fifty cents, two pounds, fifty pence per kilogram",
         ),
-        ("H2O at 5G, Wed. night", "H two O at five G, Wednesday night"),
+        (
+            "H2O at 5G, Wed. night, 123.4567",
+            "H two O at five G, Wednesday night, one hundred twenty three point four five six seven",
+        ),
         ("50%-60% off", "fifty percent to sixty percent off"),
         ("and/or *this* ~5 < 6", "and or this about five is less than six"),
         ("naïve Ærø café ß", "naive Aero cafe ss"),

@@ -81,7 +81,9 @@ def _before(words: dict[str, str], what: str) -> Rule:
 _RULES: tuple[Rule, ...] = (
     (re.compile(r"\b(?:https?|ftp)://(?:www\.)?|\bwww\."), ""),
     (
-        re.compile(r"(?<![\w-])(?:\+?1[-. ])?(?:\(?[0-9]{3}\)?[-. ] ?)?[0-9]{3}[-.][0-9]{4}(?![\w-]|\.[0-9])"),
+        re.compile(
+            r"(?<![\w.-])(?:(?:\+?1[-. ])?\(?[0-9]{3}\)?[-. ] ?[0-9]{3}[-.]|[0-9]{3}-)[0-9]{4}(?![\w-]|\.[0-9])"
+        ),
         lambda found: ", ".join(" ".join(digits) for digits in re.findall("[0-9]+", found[0])),
     ),
     (re.compile(r"(?:…|\.{2,})(?=\s+[\"'(]*[A-Z0-9]|[\"')\s]*$)"), "."),
@@ -112,6 +114,9 @@ _RULES: tuple[Rule, ...] = (
         lambda found: _ABBREVIATIONS[found[1]] + ("" if found[2] is None else f".{found[2]}"),
     ),
     # Numbers.
+    (re.compile(r"(?<=\w)²"), " squared"),
+    (re.compile(r"(?<=\w)³"), " cubed"),
+    (re.compile(r"(?<=[0-9]) 000\b"), ",000"),
     (re.compile(r"(?<![\w'])([0-9])'\s?([0-9]{1,2})(?![\w'])"), r"\1 foot \2"),
     (re.compile(r"(?<=[0-9])%-(?=[0-9])"), "% to "),
     (re.compile(r"(?<![\w.,$£€-])([0-9]{1,4})-([0-9]{1,4})(?![\w-]|[.,][0-9])"), lambda found: _range(found)),
@@ -149,8 +154,6 @@ _RULES: tuple[Rule, ...] = (
     (re.compile(rf"(?<=\w)\s?/\s?(?=(?:{_PERIODS})\b)"), " per "),
     (re.compile(r"(?<=[0-9])/(?=[0-9])"), " "),
     (re.compile(r"(?<=[0-9])\^(?=[0-9])"), " to the power of "),
-    (re.compile(r"(?<=\w)²"), " squared"),
-    (re.compile(r"(?<=\w)³"), " cubed"),
     (re.compile(r"(?<=[0-9])\s?[*×]\s?(?=[0-9])|(?<=[0-9])\sx\s(?=[0-9])"), " times "),
     (re.compile(r"(?<=[0-9])x(?=[0-9])"), " by "),
     (re.compile(r"(?<=[0-9])x\b"), " times"),
