@@ -33,7 +33,8 @@ voice: $(VENV)/.installed
 	$(BIN)/python scripts/make_corpus.py --hours $(HOURS) --output corpus
 	$(BIN)/flowtron train -c configs/demo.json -p train_config.output_directory=$(RUN)
 	$(BIN)/python scripts/release_voice.py $(RUN) demo
-	$(BIN)/flowtron evaluate demo --sentences corpus/test.txt --output $(RUN)/evaluation.json
+	$(BIN)/flowtron evaluate demo --sentences corpus/test.txt --limit 50 --pitch --output $(RUN)/evaluation.json
+	$(BIN)/python scripts/release_voice.py $(RUN) demo --evaluation $(RUN)/evaluation.json
 
 test: $(VENV)/.installed lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

@@ -243,7 +243,7 @@ class WavWriter:
     """Writes a 16-bit wav piece by piece, as a context; the file appears when it is left without an error.
 
     Raises:
-        InputError: the folder does not exist.
+        InputError: the folder does not exist, or it is one itself.
     """
 
     def __init__(self, path: str | Path, sample_rate: int) -> None:
@@ -273,8 +273,12 @@ class WavWriter:
         if kind is not None:
             os.unlink(self._temporary)
             return
-        set_usual_mode(Path(self._temporary), 0o666)
-        os.replace(self._temporary, self.path)
+        try:
+            set_usual_mode(Path(self._temporary), 0o666)
+            os.replace(self._temporary, self.path)
+        except OSError:
+            os.unlink(self._temporary)
+            raise
 
 
 def save_wav(path: str | Path, wav: Tensor | np.ndarray, sample_rate: int) -> None:

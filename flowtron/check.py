@@ -87,7 +87,7 @@ class Finding(NamedTuple):
 
 
 class Sound(NamedTuple):
-    """What a recording is, as far as it could be read: findings, seconds, rate in Hz, peak, a hash of its samples."""
+    """What a recording is, as far as it could be read: findings, seconds, rate in Hz, peak, level in dB, a hash."""
 
     findings: list[tuple[str, str]]
     seconds: float = 0.0

@@ -185,13 +185,15 @@ def _training_state(foreign: Foreign, model: nn.Module, config: Config) -> dict[
     optimizer.load_state_dict(state)
     return {
         "iteration": foreign.iteration,
-        "epoch": 0,
+        "bad_steps": 0,
+        "is_measured": True,
+        "optim_algo": config.train.optim_algo,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "schedule": {"plateau_factor": 1.0, "best": float("inf"), "stale": 0},
         "average": None,
-        "sampler": {"epoch": 0, "position": 0},
-        "random": {"torch": torch.Generator().manual_seed(config.train.seed).get_state()},
+        "scaler": None,
+        "sampler": {"epoch": 0, "position": 0, "plan": []},
     }
 
 

@@ -165,13 +165,7 @@ def frame_nats(output: FlowtronOutput, model: Flowtron) -> Tensor:
 
     −log p(x_t) = −log p(z_t) − Σ_steps Σ_d log_scale_{t,d} + D log mel_std.
     """
-    z = output.z
-    if output.mixture is None:
-        energy = 0.5 * z.square()
-    else:
-        mean, log_var, prob = output.mixture
-        deviation = (z[..., None] - mean[:, :, None]).square() * (-log_var[:, :, None]).exp()
-        energy = -(prob.log()[:, None, None] - 0.5 * (deviation + log_var[:, :, None])).logsumexp(3)
+    energy = 0.5 * output.z.square() if output.mixture is None else output.mixture.energy(output.z)
     scales = torch.stack([step.log_scale.mean(2) for step in output.steps if step.log_scale is not None]).sum(0)
     return energy.mean(1) + HALF_LOG_TAU - scales + math.log(model.mel_std)
 

@@ -33,10 +33,7 @@ def nll_loss(output: FlowtronOutput, sigma: float = 1.0) -> Tensor:
     if output.mixture is None:
         energy = (output.z.square() * mask).sum() / (2 * sigma**2)
     else:
-        mean, log_var, prob = output.mixture
-        deviation = (output.z[..., None] - mean[:, :, None]).square() * (-log_var[:, :, None]).exp()
-        log_density = prob.log()[:, None, None] - 0.5 * (deviation + log_var[:, :, None])
-        energy = -(log_density.logsumexp(3) * mask).sum()
+        energy = (output.mixture.energy(output.z) * mask).sum()
     return (energy - output.log_det.sum()) / (mask.sum() * output.z.shape[1])
 
 

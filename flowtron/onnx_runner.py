@@ -170,7 +170,7 @@ class OnnxFlowtron:
         if str(speaker) in names:
             return int(names.index(str(speaker)))
         n_speakers = self.about["n_speakers"]
-        if str(speaker).isdigit() and int(speaker) < n_speakers:
+        if str(speaker).isdecimal() and int(speaker) < n_speakers:
             return int(speaker)
         known = ", ".join(names[:20]) or f"numbers below {n_speakers}"
         raise InputError(f"speaker {speaker!r} is not one of this model's ({known}); choose one of them.")
@@ -295,6 +295,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted.", file=sys.stderr)
+        return 130
     print(options.output)
     return 0
 

@@ -355,7 +355,7 @@ def step(state: State, batches: list[Batch]) -> Step:
     return Step(sums, norm, finite, batches)
 
 
-def check(state: State, everything: bool = False) -> None:
+def report_bad_steps(state: State, everything: bool = False) -> None:
     """Report steps that were left out because a loss or gradient was not finite; give up after several in a row.
 
     On a GPU the last step stays unchecked, so that its result need not be waited for.
@@ -408,7 +408,7 @@ def train_voice(config: Config) -> Path:
             state.unchecked.append((state.iteration, done))
             rate = state.schedule.rate(state.iteration)
             state.iteration += 1
-            check(state)
+            report_bad_steps(state)
             n_places = sum(batch.mel.shape[0] * batch.mel.shape[2] for batch in batches)
             n_frames = sum(sum(batch.n_frames) for batch in batches)
             monitor.step(state.iteration, settings.max_iters, done.losses, done.norm, rate, n_frames, n_places)
@@ -427,7 +427,7 @@ def train_voice(config: Config) -> Path:
 
 def validate_and_save(state: State, monitor: Monitor) -> Path:
     """Measure, log, save; keep the best."""
-    check(state, everything=True)
+    report_bad_steps(state, everything=True)
     return state.validate_and_save(
         lambda: evaluate(
             state.voice, state.validation, state.tokenizer, state.speakers, state.iteration, state.config, monitor

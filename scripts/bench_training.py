@@ -168,9 +168,7 @@ def write_noise(folder: Path, n_utterances: int, n_frames: int = FRAMES) -> Path
     for k in range(n_utterances):
         wav = 0.1 * torch.randn((n_frames - k % 8) * 256, generator=generator)
         save_wav(folder / f"{k}.wav", wav, 22050)
-        lines.append(
-            f"{k}.wav|{'a training sentence of some ninety letters, which is what such corpora have: ' * 1}{k}.|0"
-        )
+        lines.append(f"{k}.wav|{'a training sentence of some ninety letters, which is what such corpora have: '}{k}.|0")
     (folder / "train.txt").write_text("\n".join(lines))
     return folder / "train.txt"
 

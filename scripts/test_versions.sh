@@ -11,7 +11,7 @@ for which in "$@"; do
     environment=$folder/$which
     python3 -m venv "$environment"
     python=$environment/bin/python
-    tools=("pytest>=8" "pytest-timeout>=2.3" "hypothesis>=6.100" "ninja>=1.11" "setuptools>=70")
+    tools=("pytest>=8" "pytest-timeout>=2.3" "hypothesis>=6.100")
     if [ "$which" = lowest ]; then
         "$python" -m pip install --quiet uv
         "$environment/bin/uv" pip install --quiet --python "$python" --resolution lowest-direct "$root" "${tools[@]}"

@@ -10,10 +10,11 @@ import torch
 from parity import CASES
 from parity import DATA as PARITY
 from safetensors.torch import load_file
+from tiny import write_corpus
 
 from flowtron.checkpoint import load_model, load_training_state, load_weights, read_vocoder
 from flowtron.cli import main
-from flowtron.config import Config, ModelConfig
+from flowtron.config import Config, ModelConfig, parse_config
 from flowtron.convert import convert, export
 from flowtron.errors import InputError
 from flowtron.loss import attention_ctc_loss, gate_loss, nll_loss
@@ -23,8 +24,10 @@ from flowtron.names import architecture_of, from_original, to_original
 from flowtron.optim import build_optimizer
 from flowtron.text import SYMBOLS
 from flowtron.torchfile import read_file
+from flowtron.train import train
 
 DATA = Path(__file__).parent / "data" / "legacy"
+LISTS = {"training": "train.txt", "validation": "val.txt"}
 PUBLISHED = ["flowtron_published", "flowtron_published_oldzip", "flowtron_training", "flowtron_training_oldzip"]
 
 
@@ -253,3 +256,17 @@ def test_waveglow_files_hold_the_recorded_weights(name, tmp_path):
         "alternating_halves": False,
     }
     assert main(["info", str(tmp_path / "vocoder")]) == 0
+
+
+def test_a_converted_training_is_gone_on_with(tmp_path, capsys):
+    convert(DATA / "flowtron_training.pt", tmp_path / "voice")
+    write_corpus(tmp_path / "corpus")
+    values = load_model(tmp_path / "voice").config.to_json()
+    files = {f"{part}_files": str(tmp_path / "corpus" / name) for part, name in LISTS.items()}
+    values["data_config"] |= {**files, "feature_cache_path": ""}
+    values["train_config"] |= {"checkpoint_path": str(tmp_path / "voice" / "training.pt"), "max_iters": 8}
+    values["train_config"] |= {"output_directory": str(tmp_path / "run"), "batch_size": 2, "with_tensorboard": False}
+    values["dist_config"] |= {"dist_backend": "gloo"}
+    path = train(parse_config(values))
+    assert "training.pt at iteration 7" in capsys.readouterr().out
+    assert path.name == "00000008" and load_model(path).step == 8

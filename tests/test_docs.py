@@ -182,8 +182,12 @@ def test_the_reference_is_generated_from_the_docstrings(tmp_path):
     assert run_script("make_api_docs", tmp_path / "API.md") == 0
     text = (tmp_path / "API.md").read_text()
     assert flowtron.synthesizer.Synthesizer.stream.__doc__.split("\n")[0] in text
-    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
-    assert headings == re.findall(r"^## (.*)$", (ROOT / "docs/API.md").read_text(), re.MULTILINE)
+    # How signatures are written differs among versions of Python.
+    ours, written = (
+        [line for line in content.splitlines() if not line.startswith(("### ", "**"))]
+        for content in (text, (ROOT / "docs/API.md").read_text(encoding="utf-8"))
+    )
+    assert ours == written, "run scripts/make_api_docs.py"
     assert run_script("make_api_docs", tmp_path / "API.md", "--check") == 0
     (tmp_path / "API.md").write_text(text.replace("Speak", "Spoke"))
     assert run_script("make_api_docs", tmp_path / "API.md", "--check") == 1

@@ -12,10 +12,9 @@ constexpr int BLOCK = 4;
 
 extern "C" {
 
-// Q (B, T, A), K (B, N, A), score (A,), start and stop (B, T) -> scores (B, T, N), `outside` where not in [start, stop).
-void additive_scores_forward(const float* Q, const float* K, const float* score, const int64_t* start,
-                             const int64_t* stop, float* scores, int64_t B, int64_t T, int64_t N, int64_t A,
-                             float outside, int threads) {
+// Q (B, T, A), K (B, N, A), score (A,) -> scores (B, T, N).
+void additive_scores_forward(const float* Q, const float* K, const float* score, float* scores, int64_t B, int64_t T,
+                             int64_t N, int64_t A, int threads) {
     float total = 0;
     for (int64_t a = 0; a < A; ++a) total += score[a];
     constexpr int64_t ROWS = 16;
@@ -26,20 +25,16 @@ void additive_scores_forward(const float* Q, const float* K, const float* score,
             const int64_t row = b * T + t;
             const float* q = Q + row * A;
             float* e = scores + row * N;
-            const int64_t from = start ? std::clamp<int64_t>(start[row], 0, N) : 0;
-            const int64_t to = stop ? std::clamp<int64_t>(stop[row], from, N) : N;
-            std::fill(e, e + from, outside);
-            std::fill(e + to, e + N, outside);
-            for (int64_t n = from; n < to; ++n)
+            for (int64_t n = 0; n < N; ++n)
                 e[n] = total - 2 * weighted_reciprocals(q, K + (b * N + n) * A, score, A);
         }
     });
 }
 
 // Gradients of query (B, T, A), of key (B, N, A), of score per item (B, A), from that of the scores (B, T, N).
-void additive_scores_backward(const float* Q, const float* K, const float* score, const int64_t* start,
-                              const int64_t* stop, const float* grad, float* grad_query, float* grad_key,
-                              float* grad_score, int64_t B, int64_t T, int64_t N, int64_t A, int threads) {
+void additive_scores_backward(const float* Q, const float* K, const float* score, const float* grad,
+                              float* grad_query, float* grad_key, float* grad_score, int64_t B, int64_t T, int64_t N,
+                              int64_t A, int threads) {
     const int64_t vectors = A / LANES, blocks = (vectors + BLOCK - 1) / BLOCK;
     parallel(B * blocks, threads, [&](int64_t tile) {
         const int64_t b = tile / blocks, first = tile % blocks * BLOCK;
@@ -53,11 +48,9 @@ void additive_scores_backward(const float* Q, const float* K, const float* score
         float grad_sum = 0;
         for (int64_t t = 0; t < T; ++t) {
             const int64_t row = b * T + t;
-            const int64_t from = start ? std::clamp<int64_t>(start[row], 0, N) : 0;
-            const int64_t to = stop ? std::clamp<int64_t>(stop[row], from, N) : N;
             Vec q[BLOCK] = {}, dq[BLOCK] = {}, du[BLOCK] = {};
             for (int j = 0; j < width; ++j) q[j] = *(const Vec*)(Q + row * A + (first + j) * LANES);
-            for (int64_t n = from; n < to; ++n) {
+            for (int64_t n = 0; n < N; ++n) {
                 const float g = grad[row * N + n];
                 const Vec* k = (const Vec*)&keys[n * BLOCK * LANES];
                 Vec* dk = (Vec*)&grads[n * BLOCK * LANES];

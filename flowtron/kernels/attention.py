@@ -27,30 +27,21 @@ def _exponential(x: Tensor) -> Tensor:
     return functional.pad((2 * x.clamp(-CLAMP, CLAMP)).exp_(), (0, padding)).contiguous()
 
 
-def _kernel_forward(
-    library: ctypes.CDLL, query: Tensor, key: Tensor, score: Tensor, start: Tensor | None, stop: Tensor | None
-) -> Tensor:
+def _kernel_forward(library: ctypes.CDLL, query: Tensor, key: Tensor, score: Tensor) -> Tensor:
     q, k = _exponential(query), _exponential(key)
     padded_score = functional.pad(score, (0, q.shape[-1] - score.shape[-1])).contiguous()
     (batch, frames, channels), tokens = q.shape, k.shape[1]
     scores = query.new_empty(batch, frames, tokens)
     library.additive_scores_forward(
-        *map(pointer, (q, k, padded_score, start, stop, scores)),
+        *map(pointer, (q, k, padded_score, scores)),
         *map(ctypes.c_int64, (batch, frames, tokens, channels)),
-        ctypes.c_float(torch.finfo(scores.dtype).min),
         ctypes.c_int(torch.get_num_threads()),
     )
     return scores
 
 
 def _kernel_backward(
-    library: ctypes.CDLL,
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    score: Tensor,
-    start: Tensor | None,
-    stop: Tensor | None,
+    library: ctypes.CDLL, grad: Tensor, query: Tensor, key: Tensor, score: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k = _exponential(query), _exponential(key)
     width = score.shape[-1]
@@ -59,19 +50,11 @@ def _kernel_backward(
     grad_query, grad_key, grad_score = torch.empty_like(q), torch.empty_like(k), q.new_empty(batch, channels)
     grad = grad.contiguous()
     library.additive_scores_backward(
-        *map(pointer, (q, k, padded_score, start, stop, grad, grad_query, grad_key, grad_score)),
+        *map(pointer, (q, k, padded_score, grad, grad_query, grad_key, grad_score)),
         *map(ctypes.c_int64, (batch, frames, tokens, channels)),
         ctypes.c_int(torch.get_num_threads()),
     )
     return grad_query[..., :width], grad_key[..., :width], grad_score[:, :width].sum(0)
-
-
-def _outside(start: Tensor | None, stop: Tensor | None, tokens: int) -> Tensor | None:
-    """Return (B, T, N), true outside [start, stop), or None when there is no band."""
-    if start is None or stop is None:
-        return None
-    position = torch.arange(tokens, device=start.device)
-    return (position < start[..., None]) | (position >= stop[..., None])
 
 
 def _chunks(query: Tensor, key: Tensor) -> list[slice]:
@@ -80,19 +63,12 @@ def _chunks(query: Tensor, key: Tensor) -> list[slice]:
     return [slice(t, t + size) for t in range(0, query.shape[1], size)]
 
 
-def _torch_forward(query: Tensor, key: Tensor, score: Tensor, start: Tensor | None, stop: Tensor | None) -> Tensor:
+def _torch_forward(query: Tensor, key: Tensor, score: Tensor) -> Tensor:
     parts = [(query[:, part, None] + key[:, None]).tanh_() @ score for part in _chunks(query, key)]
-    scores = torch.cat(parts, 1) if parts else query.new_empty(*query.shape[:2], key.shape[1])
-    outside = _outside(start, stop, key.shape[1])
-    return scores if outside is None else scores.masked_fill(outside, torch.finfo(scores.dtype).min)
+    return torch.cat(parts, 1) if parts else query.new_empty(*query.shape[:2], key.shape[1])
 
 
-def _torch_backward(
-    grad: Tensor, query: Tensor, key: Tensor, score: Tensor, start: Tensor | None, stop: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    outside = _outside(start, stop, key.shape[1])
-    if outside is not None:
-        grad = grad.masked_fill(outside, 0)
+def _torch_backward(grad: Tensor, query: Tensor, key: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     grad_query, grad_key, grad_score = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(score)
     for part in _chunks(query, key):
         pairs = (query[:, part, None] + key[:, None]).tanh_()
@@ -108,26 +84,22 @@ class _AdditiveScores(torch.autograd.Function):
     """Keeps query, key and score only; everything of size T · N · A is computed again in backward."""
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, score: Tensor, start: Tensor | None, stop: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, score: Tensor) -> Tensor:
         ctx.library = load_library("attention") if query.device.type == "cpu" and query.dtype == torch.float32 else None
-        ctx.save_for_backward(query, key, score, start, stop)
+        ctx.save_for_backward(query, key, score)
         if ctx.library is None:
-            return _torch_forward(query, key, score, start, stop)
-        return _kernel_forward(ctx.library, query, key, score, start, stop)
+            return _torch_forward(query, key, score)
+        return _kernel_forward(ctx.library, query, key, score)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if ctx.library is None:
-            return *_torch_backward(grad, *ctx.saved_tensors), None, None
-        return *_kernel_backward(ctx.library, grad, *ctx.saved_tensors), None, None
+            return _torch_backward(grad, *ctx.saved_tensors)
+        return _kernel_backward(ctx.library, grad, *ctx.saved_tensors)
 
 
-def additive_scores(
-    query: Tensor, key: Tensor, score: Tensor, start: Tensor | None = None, stop: Tensor | None = None
-) -> Tensor:
+def additive_scores(query: Tensor, key: Tensor, score: Tensor) -> Tensor:
     """Score every token for every frame: e_btn = Σ_a score_a · tanh(query_bta + key_bna).
 
     The (B, T, N, A) tensor is never kept, neither for backward. Half precisions are computed in float32.
@@ -136,18 +108,13 @@ def additive_scores(
         query: (B, T, A).
         key: (B, N, A).
         score: (A,).
-        start: (B, T) integers, the first token scored for a frame; None is 0. Needs `stop`.
-        stop: (B, T) integers, one past the last token scored; None scores all tokens.
 
     Returns:
-        (B, T, N) scores, float32 or wider; the lowest finite number, without gradient, outside [start, stop).
+        (B, T, N) scores, float32 or wider.
     """
     if math.prod(query.shape) * key.shape[1] == 0:
         return query.new_zeros(*query.shape[:2], key.shape[1])
     wide = torch.promote_types(torch.promote_types(query.dtype, key.dtype), torch.float32)
-    if stop is not None:
-        stop = stop.long().contiguous()
-        start = torch.zeros_like(stop) if start is None else start.long().contiguous()
     with torch.autocast(query.device.type, enabled=False):
-        result: Tensor = _AdditiveScores.apply(query.to(wide), key.to(wide), score.to(wide), start, stop)
+        result: Tensor = _AdditiveScores.apply(query.to(wide), key.to(wide), score.to(wide))
     return result

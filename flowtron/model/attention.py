@@ -1,4 +1,4 @@
-"""Additive attention of mel frames over text (Bahdanau et al. 2014; FACTS of the original: temperature, prior, mask).
+"""Additive attention of mel frames over text (Bahdanau et al. 2014; temperature, prior and mask as in the original).
 
 Letters: B batch, T_mel frames, T_text tokens, A attention channels, C channels of the encoded text.
 """

@@ -16,6 +16,11 @@ class Mixture(NamedTuple):
     log_var: Tensor
     prob: Tensor
 
+    def energy(self, z: Tensor) -> Tensor:
+        """−log density of every channel and frame of z (B, D, T_mel), without its constant ½ log 2π."""
+        deviation = (z[..., None] - self.mean[:, :, None]).square() * (-self.log_var[:, :, None]).exp()
+        return -(self.prob.log()[:, None, None] - 0.5 * (deviation + self.log_var[:, :, None])).logsumexp(3)
+
 
 class MixturePrior(nn.Module):
     """Σ_k prob_k N(mean_k, exp(log_var_k)) for every channel, prob from the utterance (Valle et al. 2020, sec. 4.5).

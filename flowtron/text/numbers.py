@@ -1,6 +1,6 @@
 """Numbers, money, ordinals, temperatures and times of day, as English words.
 
-Every function takes `as_original`: True reproduces the original Flowtron letter by letter, with its mistakes, which is
+`as_original`: True reproduces the original Flowtron letter by letter, with its mistakes, which is
 what its published checkpoints were trained with. Where the original crashes, both modes say something sensible.
 
 Source: text/numbers.py and text/datestime.py of NVIDIA/flowtron (behaviour); docs/TEXT.md has the table of differences.
