@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 
 from flowtron.audio import MAX_PEAK
-from flowtron.data import is_file, worker_pool
+from flowtron.data import is_file, run_jobs
 from flowtron.errors import InputError
 from flowtron.speech import write_atomically
 from flowtron.text import SYMBOLS, Tokenizer
@@ -35,7 +35,6 @@ OUTLIER_DEVIATIONS = 6.0  # robust standard deviations of log characters a secon
 LEAST_RATIOS = 8  # recordings of a speaker, below which nothing is an outlier
 LITTLE_MINUTES = 5.0
 SPOKEN_SHARE = 0.7  # of letters that have a symbol; with fewer a text is of another script
-CHUNK = 32  # recordings that a process is handed at a time
 
 # Every kind of finding: whether its line is dropped, and the remedy.
 KINDS: dict[str, tuple[bool, str]] = {
@@ -326,7 +325,7 @@ def check(
     tokenizer = tokenizer or Tokenizer(SYMBOLS, p_arpabet=0.0)
     lines, findings, n_lines = read_lines(filelist)
     jobs = [(line.path, sample_rate) for line in lines]
-    for line, sound in zip(lines, _run(jobs, workers, progress)):
+    for line, sound in zip(lines, run_jobs(_examine, jobs, workers, progress)):
         line.sound = sound
         found = [*sound.findings, *check_text(line.text, tokenizer)]
         findings += [Finding(line.number, line.name, kind, detail) for kind, detail in found]
@@ -344,23 +343,6 @@ def check(
         if total < LITTLE_MINUTES
     ]
     return Result(filelist, n_lines, lines, sorted(findings, key=lambda finding: finding.line))
-
-
-def _run(jobs: Sequence[tuple[Path, int]], workers: int | None, progress: Callable[[float], None]) -> list[Sound]:
-    results: list[Sound] = []
-
-    def take(answers: Iterator[Sound]) -> None:
-        for result in answers:
-            results.append(result)
-            progress(len(results) / len(jobs))
-
-    n_workers = (os.cpu_count() or 1) if workers is None else workers
-    if n_workers < 2 or len(jobs) <= 4 * CHUNK:
-        take(map(_examine, jobs))
-        return results
-    with worker_pool(n_workers) as pool:
-        take(pool.imap(_examine, jobs, chunksize=CHUNK))
-    return results
 
 
 def _repeated(lines: Sequence[Line]) -> Iterator[Finding]:

@@ -7,16 +7,17 @@ import codecs
 import contextlib
 import difflib
 import multiprocessing
+import os
 import random
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from multiprocessing.pool import Pool
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import soundfile
@@ -30,6 +31,9 @@ from flowtron.cache import FeatureCache, spellings
 from flowtron.errors import InputError
 from flowtron.text import Tokenizer
 
+JOBS_AT_ONCE = 16  # that a process is handed
+Job = TypeVar("Job")
+Done = TypeVar("Done")
 BUCKET_BATCHES = 32  # batches whose utterances are sorted by length together
 
 
@@ -456,6 +460,33 @@ def worker_pool(n_workers: int) -> Iterator[Pool]:
             signal.signal(signal.SIGINT, before)
     with pool:
         yield pool
+
+
+def run_jobs(
+    function: Callable[[Job], Done],
+    jobs: Sequence[Job],
+    workers: int | None = None,
+    progress: Callable[[float], None] = lambda share: None,
+) -> list[Done]:
+    """Results of a function of a module for every job, in their order, from several processes where that pays.
+
+    Args:
+        function, jobs: which a process can be handed.
+        workers: processes; None is one a core, and below 2 nothing is started.
+        progress: called with the share of the jobs that is done.
+    """
+    n_workers = (os.cpu_count() or 1) if workers is None else workers
+    answers: Iterator[Done]
+    with contextlib.ExitStack() as stack:
+        if n_workers < 2 or len(jobs) <= 4 * JOBS_AT_ONCE:
+            answers = map(function, jobs)
+        else:
+            answers = stack.enter_context(worker_pool(n_workers)).imap(function, jobs, JOBS_AT_ONCE)
+        results: list[Done] = []
+        for result in answers:
+            results.append(result)
+            progress(len(results) / len(jobs))
+    return results
 
 
 def make_loader(

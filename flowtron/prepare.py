@@ -6,8 +6,7 @@ Run again with the same output folder, it does only what is missing.
 import csv
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flowtron.audio import MARGIN_SECONDS, load_wav, save_wav, trim_silence
-from flowtron.data import SpeakerTable, worker_pool
+from flowtron.data import SpeakerTable, run_jobs
 from flowtron.errors import InputError
 from flowtron.speech import write_atomically
 
@@ -27,7 +26,6 @@ SHORTEST_SECONDS = 0.1
 LIBRITTS_LONGEST_SECONDS = 10.0
 LIBRITTS_LEAST_MINUTES = 5.0
 VAL_SHARE, TEST_SHARE = 0.01, 0.01  # of corpora without a published split
-CHUNK = 16  # recordings that a process is handed at a time
 ENCODINGS = ("utf-8-sig", "utf-16")
 
 
@@ -274,7 +272,7 @@ def prepare(
         seen.add(source.key)
     _keep_or_redo(output, settings)
     targets = [output / "wavs" / f"{source.key}.wav" for source in sources]
-    results = _run([(s, t, settings) for s, t in zip(sources, targets)], workers, progress)
+    results = run_jobs(prepare_recording, [(s, t, settings) for s, t in zip(sources, targets)], workers, progress)
     used = [(s, t, r) for s, t, r in zip(sources, targets, results) if isinstance(r, float)]
     left_out = [(_readable(s.key), r) for s, r in zip(sources, results) if isinstance(r, str)]
     if corpus == "libritts":
@@ -303,25 +301,6 @@ def _keep_or_redo(output: Path, settings: Settings) -> None:
         for path in (output / "wavs").rglob("*.wav"):
             path.unlink()
     write_atomically(noted, wanted)
-
-
-def _run(
-    jobs: Sequence[tuple[Source, Path, Settings]], workers: int | None, progress: Callable[[float], None]
-) -> list[float | str]:
-    results: list[float | str] = []
-
-    def take(answers: Iterator[float | str]) -> None:
-        for result in answers:
-            results.append(result)
-            progress(len(results) / len(jobs))
-
-    n_workers = (os.cpu_count() or 1) if workers is None else workers
-    if n_workers < 1 or len(jobs) <= CHUNK:
-        take(map(prepare_recording, jobs))
-        return results
-    with worker_pool(n_workers) as pool:
-        take(pool.imap(prepare_recording, jobs, chunksize=CHUNK))
-    return results
 
 
 Used = tuple[Source, Path, float]
