@@ -7,6 +7,7 @@ import csv
 import difflib
 import io
 import math
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def robust_scores(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:
 
 
 def choose_decoys(texts: Sequence[list[int]], index: int, n: int = N_DECOYS) -> list[list[int]]:
-    """Other texts of the most similar length; where there are too few, the text itself read backward.
+    """Other texts of the most similar length; where there are too few, the text itself in other orders too.
 
     A text that says much of the same is no decoy, since it fits the recording as well.
     """
@@ -105,7 +106,7 @@ def choose_decoys(texts: Sequence[list[int]], index: int, n: int = N_DECOYS) -> 
         matcher.set_seq1(text)
         if len(chosen) < n and matcher.ratio() < MUCH_THE_SAME:
             chosen.append(list(text))
-    return chosen or [own[::-1]]
+    return chosen + [random.Random(seed).sample(own, len(own)) for seed in range(n - len(chosen))]
 
 
 def doubts(
@@ -267,9 +268,10 @@ def table(scores: Sequence[Score], problems: Sequence[str] = (), n_rows: int = 2
     for row in rows(scores)[:n_rows]:
         values = [row[name] for name in COLUMNS]
         lines.append("".join(f"{value!s:{width}s}" for value, width in zip(values, widths)) + str(values[-1]))
-    lines.append(
-        f"{len(scores)} recordings, {mean:.3f} nats per dimension: {wrong} with a wrong transcript, {damaged} damaged"
-    )
+    told = f"{damaged} damaged"
+    if not any(math.isfinite(score.damage) for score in scores):
+        told = f"damage is not told of fewer than {FEWEST_FOR_SCALE}"
+    lines.append(f"{len(scores)} recordings, {mean:.3f} nats per dimension: {wrong} with a wrong transcript, {told}")
     if 2 * wrong > len(scores):
         lines.append("most transcripts look wrong to this model: it may not know the language or be untrained")
     return "\n".join([*lines, *(f"not scored: {problem}" for problem in problems)])

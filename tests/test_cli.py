@@ -326,7 +326,7 @@ def test_text_comes_from_arguments_files_and_standard_input_alike(voice, tmp_pat
 
 def test_a_folder_gets_one_file_a_line(voice, tmp_path):
     (tmp_path / "text.txt").write_text("Hello there.\n\n...\nAnother one.\n")
-    assert run("say", "-f", "text.txt", "-m", voice, "-o", "wavs/", "-q") == 0
+    assert run("say", "-f", "text.txt", "-m", voice, "-o", "wavs/", "-q") == 1  # a line has nothing to speak
     assert sorted(path.name for path in (tmp_path / "wavs").iterdir()) == ["0001.wav", "0004.wav"]
     assert run("say", "Another one.", "-m", voice, "-o", "b.wav", "-q") == 0
     assert (tmp_path / "b.wav").read_bytes() == (tmp_path / "wavs" / "0004.wav").read_bytes()
@@ -344,6 +344,8 @@ def test_a_line_that_cannot_be_spoken_costs_none_of_the_others(voice, tmp_path, 
     assert "line 1 is left out: " in capsys.readouterr().err
     assert run("say", "-f", "text.txt", "-m", voice, "-o", "bad/", "-i", "carl") == 2
     assert "'carl'" in capsys.readouterr().err
+    assert run("say", "-f", "text.txt", "-m", voice, "-o", "none/", "--rate", "100") == 2
+    assert capsys.readouterr().err.startswith("flowtron say: rate is 100") and not (tmp_path / "none").exists()
 
 
 def test_standard_output_has_the_sound_of_the_stream(voice, tmp_path):

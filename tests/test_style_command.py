@@ -201,6 +201,18 @@ def test_alignment_and_z_of_a_recording_are_transferred(style, voice, folder):
     assert code == 0 and close(spoken, transfer_alignment(voice, encoding, "ben", z))
 
 
+def test_absurd_transcripts_and_outputs_are_refused(style, voice, folder, monkeypatch):
+    recording = folder / "wavs" / "2.wav"
+    monkeypatch.setattr("flowtron.style.tempo", lambda voice, encodings: 0.02)
+    said = ["-e", recording, "--transcript", "A."]
+    assert "its tempo is 0.02" in style("speak", TEXT, *said)[0]
+    spoken, code = style("speak", TEXT, *said, "--rate", 1)
+    assert code == 0 and "its tempo is 0.02" in spoken["notes"][0]
+    moved, code = style("transfer", *said)
+    assert code == 0 and "its tempo is 0.02" in moved["notes"][0]
+    assert "it is read here" in style("speak", TEXT, *said, "-o", recording)[0]
+
+
 def test_sigma_over_the_utterance(style, voice, folder):
     points = [(0.0, 0.1), (1.0, 0.9)]
     spoken, code = style("interpolate", TEXT, "--speakers", "ann", "ben", "--weight", 0, "-s", "0:0.1,1:0.9")

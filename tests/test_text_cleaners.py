@@ -276,6 +276,11 @@ def test_ipa_without_counterpart_is_refused(text, match):
             "H2O at 5G, Wed. night, 123.4567",
             "H two O at five G, Wednesday night, one hundred twenty three point four five six seven",
         ),
+        ("9am-5pm, 6:30-7:30", "nine {EY1} {EH1 M} to five {P IY1 EH1 M}, six thirty to seven thirty"),
+        (
+            "5m, 20p, F#, x^2, ±5, «a» CO2",
+            "five meters, twenty p, F sharp, x squared, plus or minus five, a C O two",
+        ),
         ("50%-60% off", "fifty percent to sixty percent off"),
         ("and/or *this* ~5 < 6", "and or this about five is less than six"),
         ("naïve Ærø café ß", "naive Aero cafe ss"),

@@ -107,6 +107,16 @@ def check_writable(*paths: str | Path | None) -> None:
             raise InputError(f"{path}: it is a folder, where a file was expected; add the file's name.")
 
 
+def check_no_input(output: str | Path | None, inputs: Iterable[str | Path]) -> None:
+    """Refuse to write over a file that is read.
+
+    Raises:
+        InputError: the output is one of the inputs.
+    """
+    if output is not None and any(Path(output).resolve() == Path(each).resolve() for each in inputs):
+        raise InputError(f"{output}: it is read here, and would be written over; choose another name to write.")
+
+
 def check_picture(path: str | Path | None) -> None:
     """Refuse a picture's name before any work is done in vain; None is skipped.
 

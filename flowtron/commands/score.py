@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from flowtron.commands import Outcome, add_voice_options, check_writable, load_voice, progress_bar
+from flowtron.commands import Outcome, add_voice_options, check_no_input, check_writable, load_voice, progress_bar
 from flowtron.errors import InputError
 
 EXAMPLES = """\
@@ -34,6 +34,10 @@ def run(options: argparse.Namespace) -> Outcome:
     check_writable(options.csv, options.frames)
     if options.frames and Path(options.frames).suffix != ".npz":
         raise InputError(f"{options.frames}: nats of frames are written as .npz; choose that suffix.")
+    if options.rows < 0:
+        raise InputError(f"--rows is {options.rows}; give 0 or more.")
+    for output in (options.csv, options.frames):
+        check_no_input(output, [options.filelist])
     utterances = read_filelist(options.filelist)
     voice = load_voice(options)
     with progress_bar("scoring", options) as show:

@@ -14,6 +14,7 @@ from flowtron.commands import (
     Outcome,
     add_common_options,
     add_voice_options,
+    check_no_input,
     check_picture,
     check_writable,
     load_voice,
@@ -153,6 +154,8 @@ def run(options: argparse.Namespace) -> Outcome:
         raise InputError(f"{options.output}: {options.action} writes {suffix}; choose that suffix.")
     plot = getattr(options, "plot", None)
     check_writable(options.output, plot)
+    for output in (options.output, plot):
+        check_no_input(output, getattr(options, "evidence", ()))
     check_picture(plot)
     function, _ = ACTIONS[options.action]
     return function(options)
@@ -187,7 +190,8 @@ def speak(options: argparse.Namespace) -> Outcome:
     voice, evidence, notes = _with_evidence(options)
     posterior = _posterior(evidence.z, options)
     sampling = _sampling(options)
-    sampling.setdefault("rate", posterior.rate(evidence.tempo))
+    if "rate" not in sampling:
+        sampling["rate"] = _followed_rate(posterior.rate(evidence.tempo), notes)
     z = _posterior_source(voice, posterior, options)
     speech = voice.render(text, _who(voice, evidence, options), z=z, seed=options.seed, **sampling)
     values = {"recordings": len(evidence.z), "rate": sampling["rate"], "weight": posterior.weight}
@@ -197,7 +201,7 @@ def speak(options: argparse.Namespace) -> Outcome:
 def transfer(options: argparse.Namespace) -> Outcome:
     """Speak a recording's words with its rhythm or alignment."""
     from flowtron.style import encode as encode_recordings
-    from flowtron.style import prior_source, transfer_alignment, transfer_rhythm
+    from flowtron.style import odd_tempo, prior_source, tempo, transfer_alignment, transfer_rhythm
 
     utterances = _recordings(options)
     if len(utterances) != 1:
@@ -213,9 +217,9 @@ def transfer(options: argparse.Namespace) -> Outcome:
     else:
         z = prior_source(voice, options.seed, _sigma(options))
     function = transfer_rhythm if options.what == "rhythm" else transfer_alignment
-    return _written(
-        voice, function(voice, encoding, voice.speaker_id(options.speaker), z), options, {"what": options.what}
-    )
+    speech = function(voice, encoding, voice.speaker_id(options.speaker), z)
+    notes = odd_tempo(str(encoding.utterance.path), tempo(voice, [encoding]))
+    return _written(voice, speech, options, {"what": options.what}, notes)
 
 
 def interpolate(options: argparse.Namespace) -> Outcome:
@@ -238,7 +242,8 @@ def interpolate(options: argparse.Namespace) -> Outcome:
         voice, evidence, notes = _with_evidence(options)
         posterior, speaker = _posterior(evidence.z, options), _who(voice, evidence, options)
         # As far along to the evidence's rate as the weight is on average.
-        sampling.setdefault("rate", posterior.rate(evidence.tempo) ** _mean(weight))
+        if "rate" not in sampling:
+            sampling["rate"] = _followed_rate(posterior.rate(evidence.tempo) ** _mean(weight), notes)
         prior = prior_source(voice, options.seed, _sigma(options))
         z = interpolation_source(prior, _posterior_source(voice, posterior, options), weight, options.spherical)
     elif options.seeds:
@@ -342,6 +347,19 @@ def _sampling(options: argparse.Namespace) -> dict[str, Any]:
     """Options of the synthesis; durations are drawn with the mean of a sigma over time."""
     sampling = {"sigma": _mean(_sigma(options))}
     return sampling if getattr(options, "rate", None) is None else {**sampling, "rate": options.rate}
+
+
+def _followed_rate(rate: float, notes: Sequence[str]) -> float:
+    """The rate that follows evidence.
+
+    Raises:
+        InputError: nobody speaks so fast or slowly, and a transcript must be wrong.
+    """
+    from flowtron.inference import LEAST_RATE, MOST_RATE
+
+    if not LEAST_RATE <= rate <= MOST_RATE:
+        raise InputError(f"{notes[0]}, or choose a --rate yourself.")
+    return rate
 
 
 def _mean(values: float | list[tuple[float, float]]) -> float:

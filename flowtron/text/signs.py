@@ -27,6 +27,10 @@ _FRACTION = re.compile(
 )
 _PARTS = ("half", "third", "quarter", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 _PERIODS = "second|minute|hour|day|night|week|month|year|person"
+_MATH = {
+    **{"±": "plus or minus", "÷": "divided by", "≈": "about", "≠": "is not equal to"},
+    **{"≤": "is at most", "≥": "is at least"},
+}
 _DEGREES = {"F": " degrees fahrenheit", "C": " degrees celsius", None: " degrees"}
 _CLOCK = r"(?<![0-9:])([01]?[0-9]|2[0-3]):"
 # After a number; one of them is without the last s.
@@ -38,7 +42,7 @@ _UNITS = {
     **{"KB": "kilobytes", "MB": "megabytes", "GB": "gigabytes", "TB": "terabytes"},
     **{"ms": "milliseconds", "sec": "seconds", "min": "minutes", "hr": "hours", "hrs": "hours"},
 }
-_SHORT_UNITS = {"m": "meters", "g": "grams", "l": "liters", "ft": "feet"}  # which need a space before them
+_SHORT_UNITS = {"m": "meters", "g": "grams", "l": "liters", "ft": "feet"}  # with small letters alone
 _DAYS = {
     **{"Mon": "Monday", "Tue": "Tuesday", "Tues": "Tuesday", "Wed": "Wednesday", "Thu": "Thursday"},
     **{"Thur": "Thursday", "Thurs": "Thursday", "Fri": "Friday", "Sat": "Saturday", "Sun": "Sunday"},
@@ -101,7 +105,7 @@ _RULES: tuple[Rule, ...] = (
     (re.compile(r"(?<=[A-Za-z])\(([a-z]{1,3})\)"), r"\1"),
     (re.compile(r"(?<=[\w%'\"])\s*[(\[]\s*(?=\w)"), ", "),
     (re.compile(r"(?<=[\w%'\"])[)\]]\s*(?=[\w\"'(])"), ", "),
-    (re.compile(r"[()\[\]\"]"), ""),
+    (re.compile(r"[()\[\]\"«»„]"), ""),
     # Abbreviations.
     _before(_MONTHS, "[0-9]"),
     (re.compile(r"(?<=[0-9]\s)((?:[A-Z]\w*\s+){1,2})St\.(?=\s)"), r"\1Street"),
@@ -114,6 +118,7 @@ _RULES: tuple[Rule, ...] = (
         lambda found: _ABBREVIATIONS[found[1]] + ("" if found[2] is None else f".{found[2]}"),
     ),
     # Numbers.
+    (re.compile(r"(?<=[0-9][ap]m)-(?=[0-9])|(?<=:[0-9]{2})-(?=[0-9])", re.IGNORECASE), " to "),
     (re.compile(r"(?<=\w)²"), " squared"),
     (re.compile(r"(?<=\w)³"), " cubed"),
     (re.compile(r"(?<=[0-9]) 000\b"), ",000"),
@@ -132,7 +137,7 @@ _RULES: tuple[Rule, ...] = (
     (re.compile(r"(?<=[0-9])\s?%"), " percent"),
     (re.compile(r"(?<=[0-9])\s?°(?:\s?([FC])\b)?"), lambda found: _DEGREES[found[1]]),
     (re.compile(rf"(?<![\w.,])([0-9.,]*[0-9])\s?({_any(_UNITS)})(?![\w/])"), lambda found: _measure(found)),
-    (re.compile(rf"(?<![\w.,])([0-9.,]*[0-9])\s({_any(_SHORT_UNITS)})\b(?!['/])"), lambda found: _measure(found)),
+    (re.compile(rf"(?<![\w.,])([0-9.,]*[0-9])\s?({_any(_SHORT_UNITS)})\b(?!['/])"), lambda found: _measure(found)),
     (re.compile(rf"(?<=\w)/({_any(_UNITS)})\b"), lambda found: f" per {_UNITS[found[1]].removesuffix('s')}"),
     (re.compile(r"(?<=[0-9])\s?¢"), " cents"),
     (re.compile(r"#(?=[0-9])"), "number "),
@@ -153,10 +158,15 @@ _RULES: tuple[Rule, ...] = (
     (re.compile(r"(?<![0-9.,])[0-9],[0-9]{3}(?![0-9,]|\.[0-9])"), lambda found: _count(found[0])),
     (re.compile(rf"(?<=\w)\s?/\s?(?=(?:{_PERIODS})\b)"), " per "),
     (re.compile(r"(?<=[0-9])/(?=[0-9])"), " "),
-    (re.compile(r"(?<=[0-9])\^(?=[0-9])"), " to the power of "),
+    (re.compile(r"(?<=[0-9])(?=(?!(?:st|nd|rd|th|s|[fckdx])\b)[a-z]+\b)"), " "),
+    (re.compile(r"(?<=\w)\^2(?!\w)"), " squared"),
+    (re.compile(r"(?<=\w)\^3(?!\w)"), " cubed"),
+    (re.compile(r"(?<=\w)\^(?=\w)"), " to the power of "),
+    (re.compile(r"\s*([±÷≈≠≤≥])\s*"), lambda found: f" {_MATH[found[1]]} "),
     (re.compile(r"(?<=[0-9])\s?[*×]\s?(?=[0-9])|(?<=[0-9])\sx\s(?=[0-9])"), " times "),
     (re.compile(r"(?<=[0-9])x(?=[0-9])"), " by "),
     (re.compile(r"(?<=[0-9])x\b"), " times"),
+    (re.compile(r"\bCO2\b"), "C O 2"),
     (re.compile(r"(?<=[A-Za-z])(?=[0-9])|(?<=[0-9])(?=[A-Z])"), " "),
     (re.compile(r"(?<![0-9.,:])0[0-9]+(?![0-9]|[.,:][0-9])"), lambda found: " ".join(found[0])),
     (re.compile(r"(?<![\w.$£€])[0-9]+(?:\.[0-9]+){2,}(?!\w)"), lambda found: found[0].replace(".", " point ")),
@@ -170,12 +180,13 @@ _RULES: tuple[Rule, ...] = (
     (re.compile(r"(?<=\w)\s*>\s*(?=\w)"), " is greater than "),
     (re.compile(r"\s*&\s*"), " and "),
     (re.compile(r"\s*\+\s*"), " plus "),
-    (re.compile(r"\bC#"), "C sharp"),
+    (re.compile(r"\b([A-G])#"), r"\1 sharp"),
     (re.compile(r"\s*=\s*(?=\w)"), " equals "),
     (re.compile(r"\s*%"), " percent"),
     (re.compile(r"\s*°"), " degrees"),
     (re.compile(r"(?<=\w)\s+-\s+(?=\w)"), ", "),
-    (re.compile(r"(?<!\w)-+|-+(?!\w)|[*/#_|\\^~<>=+@`$£€{}•·§©®™]"), " "),
+    (re.compile(r"[*/#_|\\^~<>=+@`$£€{}•·§©®™]"), " "),
+    (re.compile(r"(?<!\w)-+|-+(?!\w)"), " "),
     # Marks that came to stand together.
     (re.compile(r"\s+(?=[,.;:!?])"), ""),
     (re.compile(r",+(?=[,.;:!?])"), ""),
