@@ -4,8 +4,9 @@ BIN := $(VENV)/bin
 # Without a GPU the CPU build of torch is enough and much smaller; with one, the default build is taken.
 TORCH := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo "torch>=2.4" || echo "torch==2.13.0")
 
-# What `make demo` says.
+# What `make demo` says. It reaches the shell by the environment, so that quotes in it are no syntax.
 TEXT ?=
+export TEXT
 # Hours of each speaker that `make voice` generates, and where its corpus and training go.
 HOURS ?= 4
 RUN ?= runs/demo
@@ -26,7 +27,7 @@ $(VENV)/.installed: $(VENV)/.base
 	touch $@
 
 demo: $(VENV)/.base
-	$(BIN)/python scripts/demo.py $(if $(TEXT),"$(TEXT)")
+	$(BIN)/python scripts/demo.py $(if $(TEXT),"$$TEXT")
 
 # From nothing to the bundled voice: corpus, training (hours), float16 weights, evaluation. Goes on where it was stopped.
 voice: $(VENV)/.installed
