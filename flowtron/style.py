@@ -112,12 +112,18 @@ class Posterior:
         """
         deviation = math.sqrt(self.variance) if sigma is None else deviation_over_time(sigma, n_frames)
         noise = draw_noise(n_frames, len(self.mean), seed)
-        noise = (noise.flip(0) if voice is not None and voice.flowtron.reads_backward_first else noise).T
-        return fitted(self.mean, n_frames) + deviation * noise.to(self.mean)
+        if voice is not None:
+            noise = _turned(noise, voice)
+        return fitted(self.mean, n_frames) + deviation * noise.T.to(self.mean)
 
     def source(self, seed: int, sigma: Deviation | None = None, voice: Synthesizer | None = None) -> Latent:
         """Return the draw as a function of the number of frames, for `Synthesizer.render`; see `sample`."""
         return lambda n_frames: self.sample(n_frames, seed, sigma, voice)
+
+
+def _turned(frames: Tensor, voice: Synthesizer) -> Tensor:
+    """Frames (T_mel, ...) from order of time to the model's order of processing, or back."""
+    return frames.flip(0) if voice.flowtron.reads_backward_first else frames
 
 
 @torch.inference_mode()
@@ -261,9 +267,9 @@ def prior_source(
         deviation = deviation_over_time(sigma, n_frames)
         # Drawn in order of processing, but a curve is over time.
         if isinstance(deviation, Tensor):
-            deviation = (deviation.flip(0) if model.reads_backward_first else deviation)[:, None]
+            deviation = _turned(deviation, voice)[:, None]
         z = draw_latent(n_frames, model.n_mels, seed, deviation, mixture, component)
-        return (z.flip(0) if model.reads_backward_first else z).T
+        return _turned(z, voice).T
 
     return source
 

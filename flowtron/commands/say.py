@@ -169,14 +169,14 @@ def to_folder_of_wavs(
     """Write one wav a line, named by its number in the text; a note goes to `left_out` for lines that are refused."""
     from flowtron.inference import SamplingOptions
 
-    lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if any(map(str.isalnum, line))]
+    lines: list[tuple[int, str]] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if any(map(str.isalnum, line)):
+            lines.append((number, line))
+        elif line.strip():
+            left_out.append(f"line {number} is left out: {line.strip()[:60]!r} has nothing to speak")
     voice.speaker_id(sampling["speaker"])
     SamplingOptions(**{name: value for name, value in sampling.items() if name not in ("speaker", "seed")})
-    left_out += [
-        f"line {n} is left out: {line.strip()[:60]!r} has nothing to speak"
-        for n, line in enumerate(text.splitlines(), 1)
-        if line.strip() and not any(map(str.isalnum, line))
-    ]
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     spoken: list[Speech | Narration] = []

@@ -43,10 +43,11 @@ _UNITS = {
     **{"ms": "milliseconds", "sec": "seconds", "min": "minutes", "hr": "hours", "hrs": "hours"},
 }
 _SHORT_UNITS = {"m": "meters", "g": "grams", "l": "liters", "ft": "feet"}  # with small letters alone
-_DAYS = {
+_WORKDAYS = {
     **{"Mon": "Monday", "Tue": "Tuesday", "Tues": "Tuesday", "Wed": "Wednesday", "Thu": "Thursday"},
-    **{"Thur": "Thursday", "Thurs": "Thursday", "Fri": "Friday", "Sat": "Saturday", "Sun": "Sunday"},
+    **{"Thur": "Thursday", "Thurs": "Thursday", "Fri": "Friday"},
 }
+_DAYS = {**_WORKDAYS, "Sat": "Saturday", "Sun": "Sunday"}  # of which the last two are words, too
 # Before a name; these and all after them with a full stop, which ends a sentence only at the end of the text.
 _TITLES = {
     **{"Mr": "Mister", "Mrs": "Mrs", "Ms": "Ms", "Dr": "Doctor", "Prof": "Professor", "St": "Saint", "Mt": "Mount"},
@@ -109,7 +110,7 @@ _RULES: tuple[Rule, ...] = (
     # Abbreviations.
     _before(_MONTHS, "[0-9]"),
     (re.compile(r"(?<=[0-9]\s)((?:[A-Z]\w*\s+){1,2})St\.(?=\s)"), r"\1Street"),
-    (re.compile(r"\b(Mon|Tue|Tues|Wed|Thu|Thur|Thurs|Fri)\.(?=\s)"), lambda found: _DAYS[found[1]]),
+    (re.compile(rf"\b({_any(_WORKDAYS)})\.(?=\s)"), lambda found: _WORKDAYS[found[1]]),
     _before(_TITLES, r"[A-Z]"),
     _before({"p": "page", "pp": "pages", "Fig": "Figure", "fig": "figure", "Eq": "Equation", "Ch": "Chapter"}, "[0-9]"),
     (re.compile(rf"(?<![\w.])([A-Z])\.\s+(?=[A-Z]\.\s|(?!(?:{_OPENINGS})\b)[A-Z][a-z])"), r"\1 "),
@@ -240,10 +241,8 @@ def _listed(numbers: str) -> str:
 def _measure(found: re.Match[str]) -> str:
     """'5 kilometers' of '5km'."""
     amount, unit = found[1], (_UNITS | _SHORT_UNITS)[found[2]]
-    if amount == "1" and unit == "feet":
-        unit = "foot"
     if amount == "1":
-        unit = unit.replace("s per", " per") if "per" in unit else unit.removesuffix("s")
+        unit = "foot" if unit == "feet" else re.sub(r"s(?= per|$)", "", unit)
     return f"{amount} {unit}"
 
 
