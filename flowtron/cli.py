@@ -6,8 +6,10 @@ import io
 import json
 import math
 import os
+import signal
 import sys
 import textwrap
+import threading
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -87,6 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    # What is half written is removed, as after Ctrl-C. Training and the server have their own ways.
+    handles = threading.current_thread() is threading.main_thread() and (
+        signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
+    if handles:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     before = warnings.showwarning
     if not options.debug:
         warnings.showwarning = lambda message, category, filename, *_: _note(message, filename, options)
@@ -110,6 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"a fault of flowtron itself ({what}); please report it with what --debug shows.", 1, options)
     finally:
         warnings.showwarning = before
+        if handles:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _note(message: Warning | str, filename: str, options: argparse.Namespace) -> None:

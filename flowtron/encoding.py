@@ -94,9 +94,14 @@ def speaker_of(voice: Synthesizer, utterance: Utterance, speaker: str | int | No
     Raises:
         InputError: there is no such speaker.
     """
-    if speaker is None and voice.flowtron.dummy_speaker:
+    if speaker is not None:
+        return voice.speaker_id(speaker)
+    if voice.flowtron.dummy_speaker:
         return 0
-    return voice.speaker_id((utterance.speaker or None) if speaker is None else speaker)
+    try:
+        return voice.speaker_id(utterance.speaker or None)
+    except InputError as error:
+        raise InputError(f"{utterance.path}: {error}") from None
 
 
 def recorded_mel(voice: Synthesizer, utterance: Utterance) -> Tensor:

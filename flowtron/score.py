@@ -159,15 +159,23 @@ def score_corpus(
         Scores in the order of the corpus, without the recordings that cannot be scored, and why they cannot.
 
     Raises:
-        InputError: a speaker is unknown, or no recording can be scored.
+        InputError: the speaker given is unknown, or no recording can be scored.
     """
     kept: list[tuple[Utterance, list[int]]] = []
     problems: list[str] = []
+    if speaker is not None:
+        voice.speaker_id(speaker)
     for each in utterances:
         try:
-            kept.append((each, voice.tokenizer.encode(each.text).tokens))
+            tokens = voice.tokenizer.encode(each.text).tokens
         except InputError as error:
             problems.append(f"{each.path}: {error}")
+            continue
+        try:
+            speaker_of(voice, each, speaker)
+            kept.append((each, tokens))
+        except InputError as error:
+            problems.append(str(error))
     texts = [tokens for _, tokens in kept]
     encodings: list[Encoding] = []
     doubt: list[float] = []

@@ -329,19 +329,22 @@ class Synthesizer:
         """Yield passages without their sound, and the share of the text spoken by then."""
         if type(batch) is not int or batch < 1:
             raise InputError(f"batch is {batch!r}, expected a whole number above 0.")
-        spoken_characters, any_spoken, error = 0, False, None
+        spoken_characters, any_spoken = 0, False
+        left_out: list[InputError] = []  # not told yet: of a text with nothing to speak, they are the error
         waiting = passages(text)
         while group := list(islice(waiting, batch)):
             for passage, spoken in zip(group, self._speak_silently(group, speaker, options, seed, attempts)):
                 spoken_characters += len(passage.text)
                 if isinstance(spoken, InputError):
-                    error = error or spoken
-                    warnings.warn(f"left out: {spoken}", stacklevel=3)
-                    continue
-                any_spoken = True
-                yield spoken, min(1.0, spoken_characters / len(text))
-        if error is not None and not any_spoken:
-            raise error
+                    left_out.append(spoken)
+                else:
+                    any_spoken = True
+                while any_spoken and left_out:
+                    warnings.warn(f"left out: {left_out.pop(0)}", stacklevel=3)
+                if not isinstance(spoken, InputError):
+                    yield spoken, min(1.0, spoken_characters / len(text))
+        if left_out:
+            raise left_out[0]
 
     def _speak(
         self, parts: list[Passage], speaker: str | int | None, options: SamplingOptions, seed: int, attempts: int

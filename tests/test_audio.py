@@ -12,6 +12,7 @@ import torch
 
 from flowtron import audio
 from flowtron.audio import AudioSettings, load_wav, log_mel, magnitudes, mel_filters, mel_to_magnitude, save_wav
+from flowtron.checkpoint import VOICES
 from flowtron.errors import InputError
 from flowtron.vocoder import GriffinLim, load_vocoder
 
@@ -269,6 +270,10 @@ def test_griffin_lim_of_a_few_frames(n_frames):
 def test_a_vocoder_that_does_not_exist():
     with pytest.raises(InputError, match="no such vocoder"):
         load_vocoder("melodica")
+    with pytest.raises(InputError, match="a voice, not a vocoder"):
+        load_vocoder(VOICES / "demo")
+    with pytest.raises(InputError, match="use 'griffin_lim'"):
+        load_vocoder(VOICES / "demo/model.safetensors")
 
 
 def test_librosa_is_imported_by_one_process_at_a_time(monkeypatch, tmp_path):

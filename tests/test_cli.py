@@ -238,6 +238,21 @@ def test_workers_leave_an_interrupt_to_the_command(command, tmp_path):
     assert process.returncode == 130 and error.decode() == f"flowtron {command[0]}: interrupted.\n"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="SIGTERM is POSIX's")
+def test_a_terminated_command_leaves_nothing_half_written(tmp_path, voice):
+    (tmp_path / "text.txt").write_text("A line that takes its time.\n" * 2000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flowtron.cli", "say", "-f", "text.txt", "-m", voice, "-o", "a.wav", "-q"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    while not list(tmp_path.glob(".a.wav.*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
 def test_an_interrupted_training_saves_and_says_where(tmp_path, monkeypatch, capsys):
     from flowtron import train
 
@@ -338,7 +353,7 @@ def test_a_line_that_cannot_be_spoken_costs_none_of_the_others(voice, tmp_path, 
     assert run("say", "-f", "text.txt", "-m", voice, "-o", "wavs/", "--json") == 1
     told = json.loads(capsys.readouterr().out)
     assert [Path(name).name for name in told["files"]] == ["0001.wav", "0003.wav"]
-    assert told["notes"][0].startswith("line 2 is left out: ")
+    assert len(told["notes"]) == 1 and told["notes"][0].startswith("line 2 is left out: ")
     (tmp_path / "bad.txt").write_text("字\n字字\n", encoding="utf-8")
     assert run("say", "-f", "bad.txt", "-m", voice, "-o", "bad/") == 2
     assert "line 1 is left out: " in capsys.readouterr().err

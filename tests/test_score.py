@@ -208,12 +208,20 @@ def test_decoys_are_other_texts_of_similar_length():
 
 def test_what_cannot_be_scored_is_named(voice, corpus, tmp_path):
     soundfile.write(tmp_path / "short.wav", np.zeros(300), RATE)
-    bad = [Utterance(tmp_path / "short.wav", "abc", "high"), corpus[0][0]._replace(text="Здравствуйте")]
+    first = corpus[0][0]
+    bad = [
+        Utterance(tmp_path / "short.wav", "abc", "high"),
+        first._replace(text="Здравствуйте"),
+        first._replace(speaker="nobody"),
+    ]
     scores, problems = score_corpus(voice, [*corpus[0][:6], *bad])
-    assert len(scores) == 6 and len(problems) == 2 and "short.wav" in "".join(problems)
+    assert len(scores) == 6 and len(problems) == 3 and "short.wav" in "".join(problems)
+    assert problems[1].startswith(f"{first.path}: speaker 'nobody'")
     assert "not scored: " in table(scores, problems)
     with pytest.raises(InputError, match="no recording can be scored"):
         score_corpus(voice, bad)
+    with pytest.raises(InputError, match=r"^speaker 'nobody'"):
+        score_corpus(voice, corpus[0][:6], "nobody")
 
 
 def test_a_model_without_speakers_scores_anybody(voice, corpus):

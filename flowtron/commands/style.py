@@ -203,6 +203,8 @@ def transfer(options: argparse.Namespace) -> Outcome:
     from flowtron.style import encode as encode_recordings
     from flowtron.style import odd_tempo, prior_source, tempo, transfer_alignment, transfer_rhythm
 
+    if not options.from_posterior:
+        _refuse_without_evidence(options, "add --from-posterior, or leave them out")
     utterances = _recordings(options)
     if len(utterances) != 1:
         raise InputError(f"transfer speaks the words of one recording, but was given {len(utterances)}; name one.")
@@ -234,6 +236,12 @@ def interpolate(options: argparse.Namespace) -> Outcome:
         )
     if options.spherical and options.speakers:
         raise InputError("--spherical is a way between two draws of z; leave it out with --speakers, or give --seeds.")
+    if options.speakers and options.speaker is not None:
+        raise InputError("-i is who speaks, but --speakers names both; leave one of them out.")
+    if not options.evidence:
+        if options.transcript:
+            raise InputError("--transcript is of a recording; name it with -e.")
+        _refuse_without_evidence(options, "give it with -e, or leave them out")
     weight = _number_or_points(options.weight, "--weight", 1.0)
     sampling = _sampling(options)
     speaker: str | None = options.speaker
@@ -373,6 +381,14 @@ def _posterior(evidence: Sequence["Tensor"], options: argparse.Namespace) -> "Po
     from flowtron.style import Posterior
 
     return Posterior.of(evidence, options.strength, options.aggregation, options.frames)
+
+
+def _refuse_without_evidence(options: argparse.Namespace, why: str) -> None:
+    """Refuse options of the posterior where there is none."""
+    unused = argparse.ArgumentParser(add_help=False)
+    _posterior_options(unused)
+    if any(getattr(options, name) != value for name, value in vars(unused.parse_args([])).items()):
+        raise InputError(f"--lambda, --aggregation, --frames and --posterior-sigma are of evidence; {why}.")
 
 
 def _posterior_source(voice: "Synthesizer", posterior: "Posterior", options: argparse.Namespace) -> "Latent":

@@ -116,7 +116,8 @@ class Tokenizer:
         spelled = self._mix(words, p_arpabet, generator) if self._has_phones else words
 
         tokens, positions, unknown = self._look_up(" ".join(spelled))
-        if all(self.symbols[token] == " " for token in tokens):
+        found = self._find_words(words, spelled, tokens, positions, written)
+        if all(self.symbols[token] == " " for token in tokens) or (unknown and not found):
             raise InputError(_nothing_to_say(text, unknown))
         if unknown:
             warnings.warn(
@@ -124,7 +125,7 @@ class Tokenizer:
                 "the model has no symbol for it.",
                 stacklevel=2,
             )
-        return TokenizedText(tokens, self._find_words(words, spelled, tokens, positions, written), cleaned, unknown)
+        return TokenizedText(tokens, found, cleaned, unknown)
 
     @property
     def space(self) -> int:

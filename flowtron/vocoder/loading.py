@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from flowtron.audio import AudioSettings
-from flowtron.checkpoint import VOCODER_DESCRIPTION, VocoderFile, best_checkpoint, read_vocoder
+from flowtron.checkpoint import DESCRIPTION, VOCODER_DESCRIPTION, VocoderFile, best_checkpoint, read_vocoder
 from flowtron.errors import InputError
 from flowtron.tensorfile import brief
 from flowtron.vocoder.base import Vocoder, check_settings
@@ -189,9 +189,11 @@ def load_vocoder(
     folder = locate_vocoder(name)
     if not (folder / VOCODER_DESCRIPTION).is_file():
         known = ", ".join(f"'{each}'" for each in ["griffin_lim", *bundled_vocoders()])
-        remedy = (
-            "convert it with `flowtron convert` first" if folder.is_file() else f"use {known} or a vocoder's folder"
-        )
+        remedy = f"use {known} or a vocoder's folder"
+        if (folder / DESCRIPTION).is_file():
+            raise InputError(f"{name}: a voice, not a vocoder; {remedy}.")
+        if folder.is_file() and folder.suffix != ".safetensors":
+            remedy = "convert it with `flowtron convert` first"
         raise InputError(f"{name}: no such vocoder; {remedy}.")
     file = read_vocoder(folder)
     check_settings(str(name), file.audio, settings)
