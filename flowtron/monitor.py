@@ -222,19 +222,22 @@ def _draw_batch(
     return reports
 
 
-def word_error_rate(spoken: list[tuple[str, int, Synthesized]], settings: AudioSettings) -> float | None:
-    """Word error rate in percent of what a recogniser hears through Griffin-Lim; None without the extra `eval`."""
+def sounds(spoken: list[tuple[str, int, Synthesized]], settings: AudioSettings) -> list[np.ndarray]:
+    """Griffin-Lim's wavs (T_samples,) of spoken sentences; what overflowed is silence, since nothing is heard in it."""
+    vocoder = load_vocoder("griffin_lim", settings)
+    wavs = [vocoder(result.mel[None].float().cpu())[0].numpy() for _, _, result in spoken]
+    return [np.nan_to_num(wav, posinf=0.0, neginf=0.0) for wav in wavs]
+
+
+def word_error_rate(sentences: list[str], wavs: list[np.ndarray], sample_rate: int) -> float | None:
+    """Word error rate in percent of what a recogniser hears in the wavs; None without the extra `eval`."""
     try:
         from flowtron.evaluate import listen, packaged_whisper
 
         packaged_whisper()
     except InputError:
         return None
-    vocoder = load_vocoder("griffin_lim", settings)
-    # In what overflowed nothing is heard, as in silence.
-    wavs = [vocoder(result.mel[None].float().cpu())[0].numpy() for _, _, result in spoken]
-    finite = [np.nan_to_num(wav, posinf=0.0, neginf=0.0) for wav in wavs]
-    heard = [listen(text, wav, settings.sample_rate) for (text, _, _), wav in zip(spoken, finite)]
+    heard = [listen(text, wav, sample_rate) for text, wav in zip(sentences, wavs)]
     return 100 * sum(h.word_errors for h in heard) / max(1, sum(h.words for h in heard))
 
 
@@ -267,9 +270,13 @@ def evaluate(
         path_width = PATH_SHARE * train.path_width
         spoken = speak_sentences(voice, tokenizer, train.eval_sentences, len(speakers), path_width)
         metrics |= alignment_scalars([s.alignment for _, _, s in spoken], "free_running")
-        if train.eval_wer and (errors := word_error_rate(spoken, config.audio_settings())) is not None:
-            metrics["free_running/word_error_rate"] = errors
-        _log_speech(monitor, spoken, speakers, config, iteration)
+        if train.eval_wer or monitor.writer is not None:
+            wavs = sounds(spoken, config.audio_settings())
+            _log_speech(monitor, spoken, wavs, speakers, config.data.sampling_rate, iteration)
+            if train.eval_wer:
+                sentences = [sentence for sentence, _, _ in spoken]
+                if (errors := word_error_rate(sentences, wavs, config.data.sampling_rate)) is not None:
+                    metrics["free_running/word_error_rate"] = errors
         _log_prediction(monitor, voice, batch, iteration, path_width)
     monitor.scalars(metrics, iteration)
     print("\n" * monitor.live + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()), file=sys.stderr)
@@ -293,18 +300,17 @@ def _log_prediction(monitor: Monitor, voice: AcousticModel, batch: Batch, iterat
 def _log_speech(
     monitor: Monitor,
     spoken: list[tuple[str, int, Synthesized]],
+    wavs: list[np.ndarray],
     speakers: SpeakerTable,
-    config: Config,
+    sample_rate: int,
     iteration: int,
 ) -> None:
     writer = monitor.writer
     if writer is None:
         return
-    vocoder = load_vocoder("griffin_lim", config.audio_settings())
-    for number, (sentence, speaker, result) in enumerate(spoken):
+    for number, ((sentence, speaker, result), wav) in enumerate(zip(spoken, wavs)):
         name = f"speech/{speakers.names[speaker]}_{number}"
-        wav: Tensor = vocoder(result.mel[None].float())[0]
-        writer.add_audio(name, wav[None], iteration, sample_rate=config.data.sampling_rate)
+        writer.add_audio(name, wav[None], iteration, sample_rate=sample_rate)
         titles = [f"step {k}, free-running" for k in range(len(result.attention))]
         writer.add_figure(f"{name}/attention", attention_figure(list(result.attention), titles), iteration)
         writer.add_figure(f"{name}/mel", mel_figure([result.mel], [sentence]), iteration)

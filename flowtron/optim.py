@@ -2,25 +2,98 @@
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
+from torch.optim.radam import radam
 
 from flowtron.config import TrainConfig
 from flowtron.errors import InputError
 
 
+class RAdam(torch.optim.RAdam):
+    """torch's RAdam with decoupled weight decay, by AdamW's fused kernel from the sixth step on.
+
+    Once the variance can be rectified, RAdam's step is AdamW's with the rate times r_t (Liu et al. 2019, arXiv
+    1908.03265, algorithm 2).
+    """
+
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
+        super().__init__(parameters, lr=lr, weight_decay=weight_decay, decoupled_weight_decay=True)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step; return what the closure gives, if there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            # Parameters that are trained later, as a second step of flow, have taken fewer steps.
+            by_count: dict[int, list[Tensor]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                if not (state := self.state[parameter]):
+                    state["step"] = torch.tensor(0.0)
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+                by_count.setdefault(int(state["step"]), []).append(parameter)
+            for count, parameters in by_count.items():
+                self._step_together(group, count + 1, parameters)
+        return loss
+
+    def _step_together(self, group: dict[str, Any], number: int, parameters: list[Tensor]) -> None:
+        beta1, beta2 = group["betas"]
+        states = [self.state[parameter] for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+        steps = [state["step"] for state in states]
+        numbers = {"beta1": beta1, "beta2": beta2, "maximize": group["maximize"]}
+        longest = 2 / (1 - beta2) - 1
+        correction = 1 - beta2**number
+        length = longest - 2 * number * beta2**number / correction
+        if length <= 5:
+            if self.found_inf is None or not bool(self.found_inf):  # a GPU is waited for in these few steps
+                numbers |= {"lr": group["lr"], "weight_decay": group["weight_decay"], "eps": group["eps"]}
+                radam(parameters, gradients, means, squares, steps, decoupled_weight_decay=True, **numbers)
+            return
+        rectification = math.sqrt((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length))
+        # The kernel counts steps on the parameters' device; ours stay where nobody waits for them.
+        counts = torch.full((len(parameters),), number - 1.0, device=parameters[0].device).unbind()
+        adamw(
+            parameters,
+            gradients,
+            means,
+            squares,
+            [],
+            list(counts),
+            fused=True,
+            found_inf=self.found_inf,
+            amsgrad=False,
+            lr=group["lr"] * rectification,
+            weight_decay=group["weight_decay"] / rectification,
+            eps=group["eps"] / math.sqrt(correction),  # RAdam adds it to √v before the correction of v
+            **numbers,
+        )
+        torch._foreach_add_(steps, 1)
+
+
 def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
     """Build the configured optimizer.
 
-    RAdam has decoupled weight decay, which makes torch's step equal to the original's (Liu et al. 2019,
-    arXiv 1908.03265): a plain momentum step until the variance can be rectified.
+    RAdam has decoupled weight decay, which makes torch's step equal to the original's: a plain momentum step until the
+    variance can be rectified.
     """
     parameters = list(parameters)
     rate, decay = config.learning_rate, config.weight_decay
     if config.optim_algo == "RAdam":
-        return torch.optim.RAdam(parameters, lr=rate, weight_decay=decay, decoupled_weight_decay=True)
+        return RAdam(parameters, lr=rate, weight_decay=decay)
     # The fused kernels exist for floating CPU and CUDA parameters, which is all there is here. Beside being fast they
     # leave out a step by a flag on the device (`skip_unless`).
     if config.optim_algo == "AdamW":
@@ -31,12 +104,13 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> 
 def skip_unless(optimizer: torch.optim.Optimizer, finite: Tensor) -> bool:
     """Make the next step do nothing unless `finite` (a boolean of no dimensions) is true.
 
-    A fused optimizer looks at the flag itself, so that nobody waits for the device. For another one the caller does.
+    A fused optimizer looks at the flag itself, so that nobody waits for the device. The caller does for another one,
+    and for RAdam on a CPU, where a step that was left out is not counted.
 
     Returns:
         Whether to take the step at all.
     """
-    if optimizer.defaults.get("fused"):
+    if optimizer.defaults.get("fused") or (isinstance(optimizer, RAdam) and finite.device.type != "cpu"):
         optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()  # type: ignore[attr-defined]
         return True
     return bool(finite)

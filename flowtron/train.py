@@ -328,7 +328,7 @@ def seed_noise(seed: int, iteration: int, number: int) -> None:
 def step(state: State, batches: list[Batch]) -> Step:
     """Take one optimizer step, unless a loss or the gradient is not finite.
 
-    Nothing here waits for a GPU, but for RAdam and float16, whose steps have to know whether all is finite.
+    Nothing here waits for a GPU, but for float16, whose steps have to know whether all is finite.
     """
     accelerator, train = state.accelerator, state.config.train
     state.objective.train()

@@ -12,6 +12,7 @@ from flowtron.errors import InputError
 from flowtron.model import build_model
 from flowtron.model.aligner import DurationPredictor, monotonic_durations, path_prior
 from flowtron.model.attention import AttentionWindow
+from flowtron.model.encoder import Dropout
 from flowtron.model.flow import Context
 from flowtron.model.graph import StaticStep
 
@@ -293,3 +294,17 @@ def test_the_mean_duration_does_not_depend_on_sigma(sigma):
     drawn = float(predictor.sample(*texts, torch.randn(draws, n), sigma).sum(1).float().mean())
     # Whole frames, of which every token has one at least, lengthen the shortest a little.
     assert expected * 0.99 < drawn < expected * 1.02
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_drops_a_share_and_keeps_the_mean(p):
+    module = Dropout(p)
+    x = torch.ones(200, 500, requires_grad=True)
+    y = module(x)
+    y.sum().backward()
+    kept = y != 0
+    assert abs(float(kept.float().mean()) - (1 - p)) < 0.01
+    torch.testing.assert_close(y[kept], torch.full_like(y[kept], 1 / (1 - p)))
+    assert torch.equal(x.grad, y)
+    assert module(x.detach().bfloat16()).dtype == torch.bfloat16
+    assert torch.equal(module.eval()(x), x)

@@ -3,6 +3,7 @@
 import gc
 import math
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -12,7 +13,7 @@ from training import tiny_config, write_corpus
 from flowtron.audio import AudioSettings
 from flowtron.config import Config
 from flowtron.errors import InputError
-from flowtron.monitor import Monitor, alignment_scalars, alignment_warning, word_error_rate
+from flowtron.monitor import Monitor, alignment_scalars, alignment_warning, sounds, word_error_rate
 from flowtron.train import train
 
 
@@ -132,12 +133,11 @@ def test_word_error_rate_is_left_out_without_its_extra(monkeypatch):
         raise InputError("not there")
 
     monkeypatch.setattr("flowtron.evaluate.require", missing)
-    assert word_error_rate([], AudioSettings()) is None
+    assert word_error_rate([], [], 22050) is None
 
 
 def test_word_errors_are_counted_over_all_sentences(monkeypatch):
     import flowtron.evaluate as module
-    from flowtron.inference import Synthesized
 
     heard = iter([(1, 4), (2, 2)])
 
@@ -147,6 +147,13 @@ def test_word_errors_are_counted_over_all_sentences(monkeypatch):
 
     monkeypatch.setattr(module, "packaged_whisper", lambda: None)
     monkeypatch.setattr(module, "listen", listen)
-    monkeypatch.setattr("flowtron.monitor.load_vocoder", lambda name, settings: lambda mel: torch.zeros(1, 100))
-    spoken = [("a", 0, Synthesized(torch.zeros(80, 4), *[None] * (len(Synthesized._fields) - 1)))] * 2
-    assert word_error_rate(spoken, AudioSettings()) == 50.0
+    assert word_error_rate(["a", "b"], [np.zeros(100)] * 2, 22050) == 50.0
+
+
+def test_what_overflowed_is_silence(monkeypatch):
+    from flowtron.inference import Synthesized
+
+    wav = torch.tensor([[0.5, math.nan, math.inf, -math.inf]])
+    monkeypatch.setattr("flowtron.monitor.load_vocoder", lambda name, settings: lambda mel: wav)
+    spoken = [("a", 0, Synthesized(torch.zeros(80, 4), *[None] * (len(Synthesized._fields) - 1)))]
+    assert sounds(spoken, AudioSettings())[0].tolist() == [0.5, 0.0, 0.0, 0.0]

@@ -477,6 +477,18 @@ def test_a_step_is_left_out_by_a_flag(name):
             assert same(state, dict(optimizer.state[parameter]))
 
 
+def test_radam_is_left_out_by_a_flag_as_on_a_gpu():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = build_optimizer([parameter], TrainConfig(weight_decay=0.1))
+    for number in range(12):
+        finite = number not in (2, 9)
+        parameter.grad = torch.ones(3) if finite else torch.full((3,), math.nan)
+        before = parameter.detach().clone()
+        optimizer.found_inf = torch.tensor(0.0 if finite else 1.0)
+        optimizer.step()
+        assert torch.equal(before, parameter) != finite and bool(parameter.isfinite().all())
+
+
 def test_precision_by_name():
     fast = torch.cpu._is_avx512_bf16_supported()
     assert mixed_precision(TrainConfig()) == "no"

@@ -48,8 +48,8 @@ struct Weights<Half> {
 };
 
 template <typename Number>
-void forward(Number* gates, const float* weight, const float* h0, const float* c0, Number* hidden, Number* cell,
-             float* last_h, float* last_c, int64_t B, int64_t T, int64_t H, int threads) {
+void forward(Number* gates, const float* bias, const float* weight, const float* h0, const float* c0, Number* hidden,
+             Number* cell, float* last_h, float* last_c, int64_t B, int64_t T, int64_t H, int threads) {
     const int64_t groups = H / LANES, stride = H + APART;
     // A panel for every eight units, their four gates side by side.
     Weights<Number> packed(H, groups);
@@ -75,9 +75,12 @@ void forward(Number* gates, const float* weight, const float* h0, const float* c
             Number* now = &states[(t + 1) % 2 * B * stride];
             for (int64_t group = share.first; group < share.last; ++group) {
                 const int64_t unit = group * LANES;
-                for (int64_t b = 0; b < B; ++b)
-                    for (int gate = 0; gate < 4; ++gate)
-                        store(&sums[b * WIDTH + gate * LANES], load(gates + (b * T + t) * 4 * H + gate * H + unit));
+                for (int gate = 0; gate < 4; ++gate) {
+                    const int64_t at = gate * H + unit;
+                    const Vec offset = bias ? load(bias + at) : Vec{};
+                    for (int64_t b = 0; b < B; ++b)
+                        store(&sums[b * WIDTH + gate * LANES], load(gates + (b * T + t) * 4 * H + at) + offset);
+                }
                 packed.multiply(before, stride, group, B, sums.data());
                 for (int64_t b = 0; b < B; ++b) {
                     Number* row = gates + (b * T + t) * 4 * H + unit;
@@ -180,12 +183,15 @@ void backward(const Number* gates, const Number* cell, const float* c0, const fl
 
 extern "C" {
 
-// gates (B, T, 4H): in, input projections with biases; out, activated gates. weight (4H, H). h0, c0 (B, H).
+// gates (B, T, 4H): in, input projections; out, activated gates. bias (4H) or null. weight (4H, H). h0, c0 (B, H).
 // hidden, cell (B, T, H), last_h, last_c (B, H): out. H is a multiple of 16.
-void lstm_forward(void* gates, const float* weight, const float* h0, const float* c0, void* hidden, void* cell,
-                  float* last_h, float* last_c, int64_t B, int64_t T, int64_t H, int is_half, int threads) {
-    if (is_half) forward((Half*)gates, weight, h0, c0, (Half*)hidden, (Half*)cell, last_h, last_c, B, T, H, threads);
-    else forward((float*)gates, weight, h0, c0, (float*)hidden, (float*)cell, last_h, last_c, B, T, H, threads);
+void lstm_forward(void* gates, const float* bias, const float* weight, const float* h0, const float* c0, void* hidden,
+                  void* cell, float* last_h, float* last_c, int64_t B, int64_t T, int64_t H, int is_half,
+                  int threads) {
+    if (is_half)
+        forward((Half*)gates, bias, weight, h0, c0, (Half*)hidden, (Half*)cell, last_h, last_c, B, T, H, threads);
+    else
+        forward((float*)gates, bias, weight, h0, c0, (float*)hidden, (float*)cell, last_h, last_c, B, T, H, threads);
 }
 
 // gates, cell: from forward. grad_hidden (B, T, H), grad_h, grad_c (B, H): in, gradients of the outputs; grad_h and

@@ -41,14 +41,14 @@ class _Layer(torch.autograd.Function):
         assert library is not None
         batch, frames, _ = x.shape
         x = x.to(dtype)
-        # The kernel overwrites the projections with the activated gates.
-        gates = nn.functional.linear(x, w_ih.to(dtype), None if bias is None else bias.to(dtype)).contiguous()
+        # The kernel adds the bias, and overwrites the projections with the activated gates.
+        gates = nn.functional.linear(x, w_ih.to(dtype)).contiguous()
         width = gates.shape[2]
         weight, h0, c0 = w_hh.contiguous(), h0.contiguous(), c0.contiguous()
         hidden = gates.new_empty(batch, frames, width // 4)
         cell, h, c = torch.empty_like(hidden), torch.empty_like(h0), torch.empty_like(c0)
         library.lstm_forward(
-            *map(pointer, (gates, weight, h0, c0, hidden, cell, h, c)),
+            *map(pointer, (gates, bias, weight, h0, c0, hidden, cell, h, c)),
             *map(ctypes.c_int64, (batch, frames, width // 4)),
             *map(ctypes.c_int, (dtype == torch.bfloat16, team_size(batch * w_hh.numel(), PRODUCTS_PER_THREAD))),
         )
