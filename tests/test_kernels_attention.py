@@ -104,6 +104,17 @@ def test_two_processes_build_at_once_and_leave_one_library(tmp_path):
     assert [file.suffix for file in (tmp_path / "flowtron" / "kernels").iterdir()] == [".so"]
 
 
+def test_a_cache_that_cannot_be_written_becomes_one_private_folder(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    folder = build.cache_folder("models")
+    assert folder.is_dir() and folder == build.cache_folder("models") != build.cache_folder()
+    assert folder.stat().st_mode & 0o077 == 0
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert build.cache_folder("models") == tmp_path / ".cache/flowtron/models"
+
+
 def test_without_a_compiler_one_warning_and_no_kernel(tmp_path):
     process = run_build({"XDG_CACHE_HOME": str(tmp_path), "PATH": str(tmp_path), "CXX": ""})
     out, err = process.communicate()

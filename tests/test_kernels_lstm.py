@@ -48,6 +48,21 @@ def test_output_state_and_gradients_equal_torch(path, shape, threads, with_state
         torch.testing.assert_close(got.double(), exact, atol=1e-5 * exact.abs().max().item(), rtol=1e-5)
 
 
+def test_a_layer_without_biases(path):
+    torch.manual_seed(0)
+    reference = nn.LSTM(5, 32, batch_first=True, bias=False)
+    x = torch.randn(3, 9, 5)
+    exact, _ = reference(x)
+    output, _ = lstm(x, reference.weight_ih_l0, reference.weight_hh_l0, None, None)
+    torch.testing.assert_close(output, exact, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad(output.square().sum(), list(reference.parameters())),
+        torch.autograd.grad(exact.square().sum(), list(reference.parameters())),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+
+
 def test_layers_of_the_module_equal_torch(path):
     torch.manual_seed(0)
     ours = LSTM(12, 32, 2)

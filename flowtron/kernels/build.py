@@ -26,18 +26,23 @@ COMMON_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fno-math-
 BUILD_SECONDS = 300
 
 
-def cache_folder() -> Path:
-    """Return the user's cache folder, or one in the temporary folder where that cannot be written."""
+def cache_folder(name: str = "kernels") -> Path:
+    """Return the user's cache folder of that name, or one in the temporary folder where that cannot be written."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(root) / "flowtron" / "kernels"
+    folder = Path(root) / "flowtron" / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             return folder
     except OSError:
         pass
-    # A private folder: a shared, guessable one would let another user plant a library.
-    return Path(tempfile.mkdtemp(prefix="flowtron-kernels-"))
+    return _private_folder(name)
+
+
+@functools.cache
+def _private_folder(name: str) -> Path:
+    # A shared, guessable one would let another user plant a library.
+    return Path(tempfile.mkdtemp(prefix=f"flowtron-{name}-"))
 
 
 def _machine() -> str:
