@@ -271,6 +271,8 @@ def test_unspeakable_passages_are_left_out_with_a_note(voice):
 def test_typed_ipa_is_spoken_as_arpabet(voice):
     ipa, arpabet = voice("One [[həˈloʊ]] two."), voice("One {HH AH0 L OW1} two.")
     assert [token.text for token in ipa.tokens] == [token.text for token in arpabet.tokens]
+    assert [word.text for word in ipa.words] == ["One", "həˈloʊ", "two"]
+    assert [word.text for word in arpabet.words] == ["One", "{HH AH0 L OW1}", "two"]
     assert ipa.mel.equal(arpabet.mel)
 
 

@@ -88,3 +88,13 @@ def replace_typed_ipa(text: str) -> str:
     if "[[" in replaced:
         raise InputError(f"{text!r} opens [[ without closing it; write for example [[həˈloʊ]].")
     return replaced
+
+
+def typed_words(text: str) -> dict[str, str]:
+    """The words of pronunciations typed as [[həˈloʊ]], by the phones in braces that they become.
+
+    Raises:
+        InputError: as `ipa_to_arpabet`.
+    """
+    words = [word for match in _TYPED.finditer(text) for word in ipa_cleaners(match[1]).split(" ")]
+    return {ipa_to_arpabet(word): word for word in words}

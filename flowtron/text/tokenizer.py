@@ -3,6 +3,7 @@
 N is the number of tokens of a sentence.
 """
 
+import dataclasses
 import itertools
 import random
 import re
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 
 from flowtron.errors import InputError
 from flowtron.text.cleaners import Cleaner, clean_and_trace, find_cleaner, flowtron_cleaners, flowtron_original_cleaners
-from flowtron.text.ipa import replace_typed_ipa
+from flowtron.text.ipa import replace_typed_ipa, typed_words
 from flowtron.text.pronunciation import phonemize, phonemize_as_original
 from flowtron.text.symbols import RESERVED, SYMBOLS
 
@@ -42,7 +43,7 @@ class TokenizedText:
     Attributes:
         tokens: N ids.
         words: The spoken words, in order, without the punctuation around them; an acronym is one word, as it was
-            written.
+            written, and a pronunciation typed as [[həˈloʊ]] is həˈloʊ.
         cleaned: The text after the cleaners, before words became phones.
         unknown: The characters (and phones, with their braces) that have no symbol and are missing from the tokens,
             each once, in order of appearance.
@@ -95,7 +96,11 @@ class Tokenizer:
         Raises:
             InputError: As `encode`, or sounds in [[IPA]] have no phones.
         """
-        return self.encode(text if "ipa_cleaners" in self.cleaners else replace_typed_ipa(text))
+        if "ipa_cleaners" in self.cleaners:
+            return self.encode(text)
+        encoded, typed = self.encode(replace_typed_ipa(text)), typed_words(text)
+        words = [dataclasses.replace(word, text=typed.get(word.text, word.text)) for word in encoded.words]
+        return dataclasses.replace(encoded, words=words)
 
     def encode(
         self, text: str, p_arpabet: float | None = None, generator: random.Random | None = None
