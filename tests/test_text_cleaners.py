@@ -281,7 +281,7 @@ def test_ipa_without_counterpart_is_refused(text, match):
             "5m, 20p, F#, x^2, ±5, «a» CO2",
             "five meters, twenty p, F sharp, x squared, plus or minus five, a C O two",
         ),
-        ("AT&T, R&D, S & P", "A T and T, R and D, S and P"),
+        ("AT&T, R&D, YOU & ME", "A T and T, R and D, {Y UW1} and {M IY1}"),
         ("50%-60% off", "fifty percent to sixty percent off"),
         ("and/or *this* ~5 < 6", "and or this about five is less than six"),
         ("naïve Ærø café ß", "naive Aero cafe ss"),

@@ -55,12 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="sound file to write (.wav, .flac, .mp3, .opus); a folder, with / at its end, gets one file a line; '-' "
         "is standard output (default: %(default)s)",
     )
-    parser.add_argument(
-        "--format",
-        choices=("wav", "pcm"),
-        default=None,
-        help="of standard output: wav (default), or pcm without header",
-    )
+    parser.add_argument("--format", choices=("wav", "pcm"), default="wav", help="of standard output; pcm has no header")
     parser.add_argument("--plot", default=None, help="picture of mel and attention to write")
     parser.add_argument("--times", default=None, help="word times to write: .json, .TextGrid or .srt")
 
@@ -93,7 +88,7 @@ def run(options: argparse.Namespace) -> Outcome:
 
     text = read_text(options)
     to_folder = options.output.endswith(("/", "\\")) or Path(options.output).is_dir()
-    if options.format and options.output != "-":
+    if options.format == "pcm" and options.output != "-":
         raise InputError(f"--format is of standard output, but -o is {options.output!r}; leave one of them out.")
     if options.output == "-" or to_folder:
         if options.plot or options.times:
@@ -114,7 +109,7 @@ def run(options: argparse.Namespace) -> Outcome:
     if options.sigma is not None:
         sampling["sigma"] = options.sigma
     if options.output == "-":
-        return to_standard_output(voice, text, options.format or "wav", sampling)
+        return to_standard_output(voice, text, options.format, sampling)
     started = time.perf_counter()
     left_out: list[str] = []
     if to_folder:

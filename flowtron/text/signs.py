@@ -180,7 +180,7 @@ _RULES: tuple[Rule, ...] = (
     (re.compile(r"(?<=\w)\s*<\s*(?=\w)"), " is less than "),
     (re.compile(r"(?<=\w)\s*>\s*(?=\w)"), " is greater than "),
     # Letters, not words, as in AT&T.
-    (re.compile(r"\b[A-Z]{2,3}(?=\s?&\s?[A-Z]{1,3}\b)|(?<=[A-Z]&)[A-Z]{2,3}\b"), lambda found: " ".join(found[0])),
+    (re.compile(r"\b[A-Z]{2,3}(?=&[A-Z]{1,3}\b)|(?<=[A-Z]&)[A-Z]{2,3}\b"), lambda found: " ".join(found[0])),
     (re.compile(r"\s*&\s*"), " and "),
     (re.compile(r"\s*\+\s*"), " plus "),
     (re.compile(r"\b([A-G])#"), r"\1 sharp"),
