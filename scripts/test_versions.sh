@@ -6,7 +6,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 folder=${1:-/tmp/flowtron-versions}
 shift || true
 [ $# -gt 0 ] || set -- lowest highest
-tests="config text audio optim checkpoint convert convert_foreign parity_model model numerics kernels_lstm kernels_step"
+tests="config text audio optim checkpoint convert convert_foreign parity_model model numerics kernels_lstm kernels_step train"
 for which in "$@"; do
     environment=$folder/$which
     python3 -m venv "$environment"
