@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,19 +21,14 @@ class RAdam(torch.optim.RAdam):
     1908.03265, algorithm 2).
     """
 
-    grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
         super().__init__(parameters, lr=lr, weight_decay=weight_decay, decoupled_weight_decay=True)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take a step; return what the closure gives, if there is one."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take a step; there is nothing to compute anew for it."""
         for group in self.param_groups:
             # Parameters that are trained later, as a second step of flow, have taken fewer steps.
             by_count: dict[int, list[Tensor]] = {}
@@ -46,7 +41,6 @@ class RAdam(torch.optim.RAdam):
                 by_count.setdefault(int(state["step"]), []).append(parameter)
             for count, parameters in by_count.items():
                 self._step_together(group, count + 1, parameters)
-        return loss
 
     def _step_together(self, group: dict[str, Any], number: int, parameters: list[Tensor]) -> None:
         beta1, beta2 = group["betas"]

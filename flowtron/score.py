@@ -161,7 +161,7 @@ def score_corpus(
     Raises:
         InputError: the speaker given is unknown, or no recording can be scored.
     """
-    kept: list[tuple[Utterance, list[int]]] = []
+    kept: list[tuple[Utterance, list[int], int]] = []
     problems: list[str] = []
     if speaker is not None:
         voice.speaker_id(speaker)
@@ -172,11 +172,10 @@ def score_corpus(
             problems.append(f"{each.path}: {error}")
             continue
         try:
-            speaker_of(voice, each, speaker)
-            kept.append((each, tokens))
+            kept.append((each, tokens, speaker_of(voice, each, speaker)))
         except InputError as error:
             problems.append(str(error))
-    texts = [tokens for _, tokens in kept]
+    texts = [tokens for _, tokens, _ in kept]
     encodings: list[Encoding] = []
     doubt: list[float] = []
     done = len(problems)
@@ -190,7 +189,7 @@ def score_corpus(
         if rows:
             numbers = [number for number, _ in rows]
             chosen = [kept[number][0] for number in numbers]
-            ids = [speaker_of(voice, each, speaker) for each in chosen]
+            ids = [kept[number][2] for number in numbers]
             batch = encode_batch(voice, chosen, [mel for _, mel in rows], [texts[number] for number in numbers], ids)
             encodings += batch
             doubt += doubts(voice, batch, texts, numbers, ids).tolist()

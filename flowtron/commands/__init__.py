@@ -107,14 +107,16 @@ def check_writable(*paths: str | Path | None) -> None:
             raise InputError(f"{path}: it is a folder, where a file was expected; add the file's name.")
 
 
-def check_no_input(output: str | Path | None, inputs: Iterable[str | Path]) -> None:
-    """Refuse to write over a file that is read.
+def check_no_input(inputs: Iterable[str | Path], *outputs: str | Path | None) -> None:
+    """Refuse to write over a file that is read; None is skipped.
 
     Raises:
-        InputError: the output is one of the inputs.
+        InputError: an output is one of the inputs.
     """
-    if output is not None and any(Path(output).resolve() == Path(each).resolve() for each in inputs):
-        raise InputError(f"{output}: it is read here, and would be written over; choose another name to write.")
+    read = {Path(each).resolve() for each in inputs}
+    for output in outputs:
+        if output is not None and Path(output).resolve() in read:
+            raise InputError(f"{output}: it is read here, and would be written over; choose another name to write.")
 
 
 def check_picture(path: str | Path | None) -> None:

@@ -36,8 +36,7 @@ def run(options: argparse.Namespace) -> Outcome:
         raise InputError(f"{options.frames}: nats of frames are written as .npz; choose that suffix.")
     if options.rows < 0:
         raise InputError(f"--rows is {options.rows}; give 0 or more.")
-    for output in (options.csv, options.frames):
-        check_no_input(output, [options.filelist])
+    check_no_input([options.filelist], options.csv, options.frames)
     utterances = read_filelist(options.filelist)
     voice = load_voice(options)
     with progress_bar("scoring", options) as show:

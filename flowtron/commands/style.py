@@ -154,8 +154,7 @@ def run(options: argparse.Namespace) -> Outcome:
         raise InputError(f"{options.output}: {options.action} writes {suffix}; choose that suffix.")
     plot = getattr(options, "plot", None)
     check_writable(options.output, plot)
-    for output in (options.output, plot):
-        check_no_input(output, getattr(options, "evidence", ()))
+    check_no_input(getattr(options, "evidence", ()), options.output, plot)
     check_picture(plot)
     function, _ = ACTIONS[options.action]
     return function(options)
